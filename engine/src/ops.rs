@@ -57,10 +57,21 @@ pub enum OpKind {
 }
 
 impl OpKind {
-    /// Returns whether the operation's result depends on the value it finds, so that this value
+    /// Returns whether applying the operation needs the value that it finds, so that this value
     /// must be loaded.
-    pub fn needs_value(self) -> bool {
-        !matches!(self, Self::Add { .. })
+    pub fn loads_value(self) -> bool {
+        match self {
+            Self::Add { .. } => false,
+            Self::AddReturning { .. } | Self::Delete => true,
+        }
+    }
+
+    /// Returns whether the answer to the operation has a value.
+    pub fn returns_value(self) -> bool {
+        match self {
+            Self::Add { .. } => false,
+            Self::AddReturning { .. } | Self::Delete => true,
+        }
     }
 }
 

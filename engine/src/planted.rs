@@ -272,3 +272,18 @@ impl Planted {
         cfg!(feature = "planted-bugs") && planted == Some(self)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A bug that is not in the list would be hunted and replayed by no test.
+    #[test]
+    fn every_bug_is_in_the_list() {
+        let (_, variants) = include_str!("planted.rs").split_once("pub enum Planted {").unwrap();
+        let (variants, _) = variants.split_once("\n}").unwrap();
+        let lines = variants.lines().map(str::trim);
+        let named: Vec<&str> = lines.filter_map(|line| line.strip_suffix(',')).collect();
+        assert_eq!(named, Planted::ALL.map(|bug| format!("{bug:?}")));
+    }
+}

@@ -239,7 +239,7 @@ impl EtcdFollower {
             self.peers.note(PeerAddress { peer: peer(kept), address });
         }
         let keys = nodes.all().map(|kept| (peer(kept), kept.created)).collect();
-        self.etcd.inbox.send_event(Event::Peers(keys));
+        self.etcd.inbox.send_event(Event::PeersRegistered(keys));
     }
 
     fn stores(&mut self, stores: &mut Followed<StoreRecord>) {

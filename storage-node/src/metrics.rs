@@ -195,7 +195,7 @@ impl NodeMetrics {
         );
         r.register(
             "disk_free_bytes",
-            "Bytes free on the file system of the data folder, updated twice a second",
+            "Bytes free on the file system of the data folder",
             self.disk_free.clone(),
         );
         r.register(

@@ -321,7 +321,7 @@ impl NodeLoop {
     fn received(&mut self, event: Event) {
         let (Event::Gateway { conn, .. }
         | Event::FromFollower { conn, .. }
-        | Event::ToFollower { conn, .. }) = &event
+        | Event::FromPrimary { conn, .. }) = &event
         else {
             return self.handle(event);
         };
@@ -373,7 +373,7 @@ impl NodeLoop {
                 let sent = self.outboxes.to_follower(conn, message);
                 self.sent(conn, sent);
             }
-            Effect::FromFollower { conn, message } => {
+            Effect::ToPrimary { conn, message } => {
                 let sent = self.outboxes.from_follower(conn, message);
                 self.sent(conn, sent);
             }

@@ -170,7 +170,7 @@ impl Dialler {
                         backoff.next = REFUSED_AGAIN_AFTER;
                     }
                     if refusals == 2 {
-                        self.inbox.send_event(Event::PeerRefused { store: goal.peer.store });
+                        self.inbox.send_event(Event::DialRefused { store: goal.peer.store });
                     }
                 }
                 Err(NotDialled::Other(why)) => {
@@ -308,7 +308,7 @@ pub fn endpoint(address: &str, limits: PeerLimits) -> Result<Endpoint, tonic::tr
 mod tests {
     use super::*;
 
-    /// `PeerRefused` depends on how tonic and hyper wrap an error: this test fails if an update
+    /// `DialRefused` depends on how tonic and hyper wrap an error: this test fails if an update
     /// changes it.
     #[tokio::test]
     async fn a_refused_connection_is_recognized() {

@@ -134,7 +134,7 @@ impl CatchUpTracker {
         match event {
             _ if self.is_done => {}
             Event::ShardRecord { record, .. } => self.placed(record),
-            Event::ToFollower { message: ToFollower::Append { slices, .. }, .. } => {
+            Event::FromPrimary { message: ToFollower::Append { slices, .. }, .. } => {
                 slices.iter().for_each(|slice| self.note_slice(slice));
             }
             _ => {}

@@ -7,9 +7,9 @@
 
 use super::in_flight::{BatchSend, InFlightBatch};
 use super::outcome::Failure;
+use super::pending_writes::PendingWrites;
 use super::queue::ShardQueue;
 use super::queueing::Queueing;
-use super::requests::PendingWrites;
 use super::routes::Routes;
 use super::session::BatchSessions;
 use super::shard_queues::ShardQueues;

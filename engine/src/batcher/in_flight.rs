@@ -150,7 +150,7 @@ impl InFlightBatch {
             }
             for queued in part.ops.iter().rev() {
                 let rest = &mut rest[queued.entry as usize];
-                if queued.op.kind.needs_value() {
+                if queued.op.kind.returns_value() {
                     answers.push((part.request, queued.index, *rest));
                 }
                 match queued.op.kind {
@@ -170,7 +170,7 @@ impl InFlightBatch {
     fn final_values(&self, values: &[i128]) -> Vec<i128> {
         let mut asks = vec![false; self.entries];
         for queued in self.parts.iter().flat_map(|part| &part.ops) {
-            asks[queued.entry as usize] |= queued.op.kind.needs_value();
+            asks[queued.entry as usize] |= queued.op.kind.returns_value();
         }
         let mut values = values.iter().copied();
         let value = |asks: bool| if asks { values.next().unwrap_or_default() } else { 0 };

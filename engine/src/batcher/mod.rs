@@ -28,12 +28,12 @@
 //!
 //! | part | what it owns |
 //! |---|---|
-//! | [`writes`] | the intake of requests: their numbers, and the buffers to split them |
+//! | [`intake`] | the intake of requests: their numbers, and the buffers to split them |
 //! | [`session`] | the session for new batches |
 //! | [`routes`] | the shard map, and the connections to nodes |
 //! | [`shard_queues`] | all operations that wait or are in flight; a [`queue`] per shard |
-//! | [`requests`] | the writes that wait for their answer |
-//! | [`reads`] | the reads that do |
+//! | [`pending_writes`] | the writes that wait for their answer |
+//! | [`pending_reads`] | the reads that do |
 //! | [`agenda`] | the shards and connections to review when the turn ends |
 //!
 //! [`queueing`] admits operations, moves and expires them; [`sends`] packs batches; [`answers`]
@@ -48,34 +48,34 @@ mod agenda;
 mod answers;
 mod bounded;
 mod in_flight;
+mod intake;
 mod outcome;
 mod part;
+mod pending_reads;
+mod pending_writes;
 mod queue;
 mod queueing;
 mod read_queue;
-mod reads;
-mod requests;
 mod routes;
 mod seal;
 mod sends;
 mod session;
 mod shard_queues;
-mod writes;
 
 #[cfg(test)]
 mod tests;
 
 use self::agenda::TurnAgenda;
 use self::answers::Answering;
+use self::intake::RequestIntake;
+use self::pending_reads::PendingReads;
+use self::pending_writes::PendingWrites;
 use self::queue::ShardQueue;
 use self::queueing::Queueing;
-use self::reads::PendingReads;
-use self::requests::PendingWrites;
 use self::routes::Routes;
 use self::sends::Sending;
 use self::session::BatchSessions;
 use self::shard_queues::ShardQueues;
-use self::writes::RequestIntake;
 use crate::batch::{BATCH_BYTES_LIMIT, BATCH_BYTES_MAX, BATCH_OPS_MAX};
 use crate::batcher::shard_map::ShardMap;
 use crate::ids::{Conn, Now, SessionId, StoreBoot, StoreId, TimeMs};

@@ -2,8 +2,8 @@
 
 use super::outcome::Failure;
 use super::part::{PartToken, QueuedOp, RequestPart, slot_of};
+use super::pending_writes::PendingWrites;
 use super::queue::ShardQueue;
-use super::requests::PendingWrites;
 use super::routes::Routes;
 use super::seal::HEAD_BYTES_MAX;
 use super::session::BatchSessions;
@@ -162,6 +162,6 @@ impl Queueing<'_> {
 /// Returns whether a part with a token is small enough for one batch.
 fn fits_a_batch(part: &RequestPart, sizes: &BatchSizes) -> bool {
     let bytes: usize = part.ops.iter().map(|queued| ops::size(&queued.op)).sum();
-    let values = part.ops.iter().filter(|queued| queued.op.kind.needs_value()).count();
+    let values = part.ops.iter().filter(|queued| queued.op.kind.returns_value()).count();
     bytes + HEAD_BYTES_MAX <= sizes.batch_bytes_limit && values < sizes.batch_values_max
 }

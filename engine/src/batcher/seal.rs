@@ -100,7 +100,7 @@ impl Sealer {
             }
         }
         let payload = self.encode(&parts, size.bytes);
-        let values = self.entries.iter().filter(|entry| entry.kind.needs_value()).count();
+        let values = self.entries.iter().filter(|entry| entry.kind.returns_value()).count();
         Sealed { payload, parts, entries: self.entries.len(), values }
     }
 
@@ -109,7 +109,7 @@ impl Sealer {
     fn has_room(&self, part: &RequestPart, size: Size) -> bool {
         let names: usize = part.ops.iter().map(|queued| queued.op.counter.name().len()).sum();
         let bytes = size.bytes + HEAD_BYTES_MAX + part.ops.len() * OP_BYTES_MAX + names;
-        let asks = part.ops.iter().filter(|queued| queued.op.kind.needs_value()).count();
+        let asks = part.ops.iter().filter(|queued| queued.op.kind.returns_value()).count();
         let fits = self.entries.len() + part.ops.len() <= self.sizes.batch_ops_max
             && bytes <= self.sizes.batch_bytes_max
             && size.results + 1 + asks <= self.sizes.batch_values_max;
@@ -155,7 +155,7 @@ impl Sealer {
                 // only with others without.
                 let together = if token { entry.part == part } else { !entry.token };
                 let Some(merged) = merge(entry.kind, kind).filter(|_| together) else { break };
-                let asks_now = merged.needs_value() && !entry.kind.needs_value();
+                let asks_now = merged.returns_value() && !entry.kind.returns_value();
                 if asks_now && !token && size.results >= self.sizes.batch_values_max {
                     return None;
                 }
@@ -167,7 +167,7 @@ impl Sealer {
         }
         let grown = Size {
             bytes: size.bytes + OP_BYTES_MAX + queued.op.counter.name().len(),
-            results: size.results + usize::from(kind.needs_value()),
+            results: size.results + usize::from(kind.returns_value()),
         };
         let full = self.entries.len() >= self.sizes.batch_ops_max
             || grown.bytes > self.sizes.batch_bytes_max
@@ -212,7 +212,7 @@ fn merge(first: OpKind, second: OpKind) -> Option<OpKind> {
         | (Add { delta: a } | AddReturning { delta: a }, AddReturning { delta: b }) => (a, b),
     };
     let delta = a.checked_add(b)?;
-    let returning = first.needs_value() || second.needs_value();
+    let returning = first.returns_value() || second.returns_value();
     Some(if returning { AddReturning { delta } } else { Add { delta } })
 }
 
@@ -264,7 +264,7 @@ mod tests {
         let want: Vec<Op> =
             want.iter().map(|&(name, kind)| Op { counter: counter(name), kind }).collect();
         assert_eq!(sealed.entries, want.len());
-        assert_eq!(sealed.values, want.iter().filter(|op| op.kind.needs_value()).count());
+        assert_eq!(sealed.values, want.iter().filter(|op| op.kind.returns_value()).count());
         assert_eq!(decoded(sealed.payload), want);
         assert!(waiting.is_empty());
     }

@@ -35,7 +35,7 @@
 //! | `bootstrap` | the creation of the cluster |
 //! | `store_status` | suspect stores, and the statuses of all others |
 //! | `planning` | the plans of the [`planner`], and the guard after a mass failure |
-//! | `review` | the time of the next review |
+//! | `leader_state` | the time of the next review |
 //!
 //! `candidates` and `choice` find the member to promote, or the loss to be `accepted`;
 //! `dead_members` leave in-sync sets; [`decision`] is the log of what was done and why.

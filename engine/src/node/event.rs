@@ -66,7 +66,7 @@ pub enum Event {
         message: FromFollower,
     },
     /// A message has arrived on a connection that a peer dialled.
-    ToFollower {
+    FromPrimary {
         /// The connection.
         conn: Conn,
         /// The message.
@@ -78,7 +78,7 @@ pub enum Event {
         conn: Conn,
     },
     /// After a reset the peer's address refused two connections 50 ms apart: the process is gone.
-    PeerRefused {
+    DialRefused {
         /// The peer.
         store: StoreId,
     },
@@ -187,7 +187,7 @@ pub enum Event {
         read: Option<u64>,
     },
     /// All `node/` keys: process, and the key's create_revision.
-    Peers(Vec<(StoreBoot, u64)>),
+    PeersRegistered(Vec<(StoreBoot, u64)>),
     /// The outcome of a proposal.
     Proposed {
         /// The number of the proposal.
@@ -315,7 +315,7 @@ pub enum Effect {
         message: ToFollower,
     },
     /// Send a message on a connection that a peer dialled.
-    FromFollower {
+    ToPrimary {
         /// The connection.
         conn: Conn,
         /// The message.

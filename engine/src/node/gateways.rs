@@ -10,9 +10,9 @@ use crate::batch::Batch;
 use crate::entry::Body;
 use crate::ids::{Conn, ShardId};
 use crate::message::{BatchReply, NodeReply, Refusal, ShardAvailability};
-use crate::node::context::Context;
 use crate::node::event::Effect;
 use crate::node::peers::health::PeerHealth;
+use crate::node::shared::NodeTurn;
 use crate::replica::Replica;
 
 #[derive(Clone, Debug, Default)]
@@ -24,20 +24,20 @@ pub(super) struct Gateways {
 }
 
 impl Gateways {
-    pub(super) fn on_connected(&mut self, ctx: &mut Context<'_>, conn: Conn) {
+    pub(super) fn on_connected(&mut self, turn: &mut NodeTurn<'_>, conn: Conn) {
         self.connections.insert(conn, 0);
-        for replica in ctx.shards.iter() {
-            if is_announced_frozen(ctx, replica) {
+        for replica in turn.shards.iter() {
+            if is_announced_frozen(turn, replica) {
                 let state = ShardAvailability::Frozen;
                 let reply = NodeReply::ShardState { slots: replica.slots, state };
-                ctx.effects.push(Effect::Gateway { conn, reply });
+                turn.effects.push(Effect::Gateway { conn, reply });
             }
         }
     }
 
-    pub(super) fn on_gone(&mut self, ctx: &mut Context<'_>, conn: Conn) {
+    pub(super) fn on_gone(&mut self, turn: &mut NodeTurn<'_>, conn: Conn) {
         self.connections.remove(&conn);
-        for primary in ctx.shards.iter_mut().filter_map(Replica::primary_mut) {
+        for primary in turn.shards.iter_mut().filter_map(Replica::primary_mut) {
             primary.waiting.retain(|_, (waiting, _)| *waiting != conn);
         }
     }
@@ -51,7 +51,7 @@ impl Gateways {
     /// the transport repeats it.
     pub(super) fn on_frame(
         &mut self,
-        ctx: &mut Context<'_>,
+        turn: &mut NodeTurn<'_>,
         peers: &PeerHealth,
         conn: Conn,
         message: u64,
@@ -61,70 +61,70 @@ impl Gateways {
             return;
         };
         *last = message;
-        let overloaded = is_overloaded(ctx);
+        let overloaded = is_overloaded(turn);
         for batch in batches {
-            on_batch(ctx, peers, (conn, message), batch, overloaded);
+            on_batch(turn, peers, (conn, message), batch, overloaded);
         }
     }
 
     /// Announces to every gateway that the shard takes no writes here, and that it does again, also
     /// because this node no longer leads it.
-    pub(super) fn announce_availability(&mut self, ctx: &mut Context<'_>, shard: ShardId) {
-        let Some(replica) = ctx.shards.get(shard) else { return };
+    pub(super) fn announce_availability(&mut self, turn: &mut NodeTurn<'_>, shard: ShardId) {
+        let Some(replica) = turn.shards.get(shard) else { return };
         let slots = replica.slots;
-        let state = match is_announced_frozen(ctx, replica) {
+        let state = match is_announced_frozen(turn, replica) {
             true if self.frozen_announced.insert(shard) => ShardAvailability::Frozen,
             false if self.frozen_announced.remove(&shard) => ShardAvailability::Open,
             _ => return,
         };
-        ctx.shards.to_report = true;
+        turn.shards.to_report = true;
         for &conn in self.connections.keys() {
             let reply = NodeReply::ShardState { slots, state };
-            ctx.effects.push(Effect::Gateway { conn, reply });
+            turn.effects.push(Effect::Gateway { conn, reply });
         }
     }
 }
 
 /// Returns whether gateways are informed that the shard is frozen. With a full disk they are not:
 /// each write is refused for that reason, and no other one is announced.
-fn is_announced_frozen(ctx: &Context<'_>, replica: &Replica) -> bool {
-    !ctx.storage.is_disk_full() && replica.primary().is_some_and(|primary| primary.frozen)
+fn is_announced_frozen(turn: &NodeTurn<'_>, replica: &Replica) -> bool {
+    !turn.storage.is_disk_full() && replica.primary().is_some_and(|primary| primary.frozen)
 }
 
 /// Returns whether this node has too much to do: tables that are full, or entries that wait.
-fn is_overloaded(ctx: &Context<'_>) -> bool {
-    let tables_full = ctx.is_flushing() && ctx.is_table_full();
-    tables_full || ctx.storage.pending_bytes() >= ctx.settings.pending_bytes_max
+fn is_overloaded(turn: &NodeTurn<'_>) -> bool {
+    let tables_full = turn.is_flushing() && turn.is_table_full();
+    tables_full || turn.storage.pending_bytes() >= turn.settings.pending_bytes_max
 }
 
 /// Orders the batch, or refuses it. `from` is the connection and the message to answer on.
 fn on_batch(
-    ctx: &mut Context<'_>,
+    turn: &mut NodeTurn<'_>,
     peers: &PeerHealth,
     from: (Conn, u64),
     batch: Batch,
     overloaded: bool,
 ) {
     let shard = batch.slots.shard();
-    if let Err(refusal) = may_order(ctx, &batch, overloaded) {
+    if let Err(refusal) = may_order(turn, &batch, overloaded) {
         let (conn, message) = from;
         let (slots, session, batch_seq) = (batch.slots, batch.session, batch.batch_seq);
         let answer = BatchReply::Refused(refusal);
         let reply = NodeReply::Answer { message, slots, session, batch_seq, answer };
-        ctx.effects.push(Effect::Gateway { conn, reply });
+        turn.effects.push(Effect::Gateway { conn, reply });
         return;
     }
-    let seq = ctx.order(peers, shard, Body::Ops(batch));
-    if let Some((primary, seq)) = ctx.shards.primary_mut(shard).zip(seq) {
+    let seq = turn.order(peers, shard, Body::Ops(batch));
+    if let Some((primary, seq)) = turn.shards.primary_mut(shard).zip(seq) {
         primary.waiting.insert(seq, from);
     }
 }
 
 /// Checks everything that can be checked before ordering.
-fn may_order(ctx: &Context<'_>, batch: &Batch, overloaded: bool) -> Result<(), Refusal> {
+fn may_order(turn: &NodeTurn<'_>, batch: &Batch, overloaded: bool) -> Result<(), Refusal> {
     let shard = batch.slots.shard();
-    let redirect = || ctx.shards.redirect(shard);
-    let Some(replica) = ctx.shards.get(shard) else {
+    let redirect = || turn.shards.redirect(shard);
+    let Some(replica) = turn.shards.get(shard) else {
         return Err(redirect().unwrap_or(Refusal::NoSuchShard));
     };
     let Some(primary) = replica.primary() else {
@@ -133,7 +133,7 @@ fn may_order(ctx: &Context<'_>, batch: &Batch, overloaded: bool) -> Result<(), R
     if replica.slots != batch.slots {
         return Err(Refusal::NoSuchShard);
     }
-    if batch.payload.len() > ctx.settings.sizes.batch_bytes_limit {
+    if batch.payload.len() > turn.settings.sizes.batch_bytes_limit {
         return Err(Refusal::TooLarge);
     }
     if !batch.is_intact() {
@@ -144,7 +144,7 @@ fn may_order(ctx: &Context<'_>, batch: &Batch, overloaded: bool) -> Result<(), R
     }
     // A primary with a full disk answers so even if its shard is frozen: where all disks are full,
     // that is the cause.
-    if ctx.storage.is_disk_full() {
+    if turn.storage.is_disk_full() {
         return Err(Refusal::NoSpace);
     }
     if primary.frozen {

@@ -3,11 +3,14 @@
 //! ```text
 //!   driver                                     node
 //!   ──────                                     ────
-//!   sockets   ── Frame, Read, Peer ─────────▶  orders, checks, counts acks
+//!   sockets   ── Gateway, FromFollower, ────▶  orders batches, counts acks,
+//!                FromPrimary                   accepts what its primaries send
+//!             ◀── Gateway, ToFollower, ──────
+//!                 ToPrimary
 //!   log file  ◀── Write … Write, Sync{g} ────  everything since the last Sync is group g
 //!             ── Durable{g} ────────────────▶  commit moves, entries apply to the table
-//!   state     ◀── Load, Flush ───────────────
-//!             ── Loaded, Ingested ──────────▶
+//!   state     ◀── Load, Flush, snapshots ────
+//!             ── Loaded, Ingested, … ───────▶
 //!   etcd      ◀── Propose, ReadRecord, … ────
 //!             ── ShardRecord, Proposed, … ──▶
 //! ```
@@ -20,27 +23,29 @@
 //! reject comes before the ack of its message. An acknowledgement waits inside the state machine
 //! until the fsync that it depends on has come back as an event.
 //!
-//! The parts of a node own their state: nothing but the part itself can touch it, and `dispatch`
-//! shows which part an event goes to. What all parts work on, the shards and the storage below
-//! them, is lent to them as a [`context`].
+//! **One event** goes to its part (`dispatch`), then what is due by the clock is done (`on_time`),
+//! then its consequences (`settle`): every shard that was marked is advanced (commit, apply,
+//! answers) and reviewed (in-sync set) until no mark is left, and what there is to send is sent.
+//!
+//! **The parts** own their state: no other part can reach it. The shards and the storage below them
+//! are [`shared`]; a table there has the part that changes each field of a replica.
 //!
 //! ```text
 //!   gateways    batches: checked, then ordered or refused
 //!   peers       connections, health, feeding followers, following primaries, catching up
-//!   snapshots   copies of shards: sent, installed, created, deleted
+//!   snapshots   copies of shards: sent, received, created, deleted
 //!   membership  the records in etcd, in-sync sets, which replicas can acknowledge
 //!   reads       values captured, proved current or young enough, and returned
 //!   audit       copies compared with each other and with the disk
 //!   retention   sessions that are gone, idempotency records whose time is over
 //!   reporter    reports to the coordinator, and the graceful stop
-//!   storage     lent to all: group commit, loads, the tables, flushes, trims, memory
-//!   shards      lent to all: a replica and the newest record of each shard, and marks
+//!   shared      storage: group commit, loads, the tables, flushes, trims, memory
+//!               shards: a replica and the newest record of each shard, and marks
 //! ```
 
 pub mod boot;
 
 mod audit;
-mod context;
 pub(crate) mod event;
 mod gateways;
 mod membership;
@@ -50,6 +55,7 @@ mod reads;
 mod reporter;
 mod retention;
 pub(crate) mod settings;
+mod shared;
 mod snapshots;
 
 #[cfg(test)]
@@ -62,16 +68,16 @@ use crate::message::{
 use crate::replica::Replica;
 use crate::shard::idempotency::TokenLimits;
 use crate::store::table::Tables;
-use context::Shared;
 use membership::HealthView;
 use reads::ReadRequest;
+use shared::Shared;
 use snapshots::AnnouncedSnapshot;
 
 pub use crate::replica::recovered::{RecoveredContent, RecoveredReplica};
 pub use crate::replica::view::ReplicaView;
-pub use context::TokenCounts;
 pub use event::{AuditFinding, CasOutcome, Effect, Event, ExitReason, ScrubbedShard};
 pub use settings::{NodeSizes, NodeTiming, Settings, pending_beside_log};
+pub use shared::TokenCounts;
 
 /// The state machine of one storage node: all its replicas.
 #[derive(Clone, Debug)]
@@ -100,8 +106,8 @@ impl Node {
         recovered: Vec<RecoveredReplica>,
     ) -> Self {
         let recover = |found| Replica::recover(found, settings.planted);
-        let shards = context::Shards::new(recovered.into_iter().map(recover));
-        let storage = context::Storage::new(&settings, now, next_group, shards.iter());
+        let shards = shared::Shards::new(recovered.into_iter().map(recover));
+        let storage = shared::Storage::new(&settings, now, next_group, shards.iter());
         Self {
             next_review: now,
             gateways: gateways::Gateways::default(),
@@ -147,90 +153,90 @@ impl Node {
         if let Event::WallClock(time) = event {
             shared.wall = time;
         }
-        let ctx = &mut shared.lend(effects);
+        let turn = &mut shared.lend(effects);
         match event {
             Event::WallClock(_) | Event::Tick | Event::LeaseConfirmed => {}
 
-            Event::GatewayConnected { conn } => gateways.on_connected(ctx, conn),
+            Event::GatewayConnected { conn } => gateways.on_connected(turn, conn),
             Event::Gateway { conn, message } => self.on_gateway(conn, message, effects),
             Event::GatewayGone { conn } => {
-                gateways.on_gone(ctx, conn);
+                gateways.on_gone(turn, conn);
                 reads.on_gateway_gone(conn);
             }
 
-            Event::Dialled { conn, peer } => peers.on_dialled(ctx, conn, peer),
+            Event::Dialled { conn, peer } => peers.on_dialled(turn, conn, peer),
             Event::Accepted { conn } => peers.on_accepted(conn),
             Event::FromFollower { conn, message } => self.on_from_follower(conn, message, effects),
-            Event::ToFollower { conn, message } => self.on_to_follower(conn, message, effects),
+            Event::FromPrimary { conn, message } => self.on_to_follower(conn, message, effects),
             Event::Closed { conn } => {
-                peers.on_closed(ctx, conn);
+                peers.on_closed(turn, conn);
                 self.forget_closed();
             }
-            Event::PeerRefused { store } => peers.on_refused(ctx, store),
+            Event::DialRefused { store } => peers.on_refused(turn, store),
 
             Event::Query { query, message } => {
-                queries::on_query(ctx, peers, &mut self.audit, query, message);
+                queries::on_query(turn, peers, &mut self.audit, query, message);
             }
 
             Event::Durable { group } => {
-                ctx.on_durable(group);
-                peers.send_due_acks(ctx);
+                turn.on_durable(group);
+                peers.send_due_acks(turn);
             }
             Event::Loaded { load, values, records } => {
-                if let Some(loaded) = ctx.on_loaded(load, values, records) {
-                    reads.on_loaded(ctx, loaded.read, loaded.values);
+                if let Some(loaded) = turn.on_loaded(load, values, records) {
+                    reads.on_loaded(turn, loaded.read, loaded.values);
                 }
             }
-            Event::LogRead { at, parts } => peers.on_log_read(ctx, at, parts),
-            Event::Ingested { flush } => ctx.on_ingested(flush, snapshots),
-            Event::DiskFull(full) => ctx.on_disk_full(full, snapshots),
-            Event::Room { bytes } => ctx.storage.set_room(bytes),
+            Event::LogRead { at, parts } => peers.on_log_read(turn, at, parts),
+            Event::Ingested { flush } => turn.on_ingested(flush, snapshots),
+            Event::DiskFull(full) => turn.on_disk_full(full, snapshots),
+            Event::Room { bytes } => turn.storage.set_room(bytes),
 
             Event::SnapshotStaged { conn, transfer, state } => {
-                snapshots.on_staged(ctx, peers, conn, transfer, *state);
+                snapshots.on_staged(turn, peers, conn, transfer, *state);
             }
             Event::SnapshotInstalled { conn, transfer } => {
-                snapshots.on_installed(ctx, peers, conn, transfer);
+                snapshots.on_installed(turn, peers, conn, transfer);
             }
             Event::RowsDropped { shard } => {
-                snapshots.on_rows_dropped(ctx, shard);
-                membership::follow_known_record(ctx, peers, snapshots, shard);
+                snapshots.on_rows_dropped(turn, shard);
+                membership::follow_known_record(turn, peers, snapshots, shard);
             }
             Event::SnapshotMeasured { transfer, bytes } => {
-                snapshots.on_measured(ctx, transfer, bytes);
+                snapshots.on_measured(turn, transfer, bytes);
             }
-            Event::SnapshotFailed { transfer } => snapshots.on_failed(ctx, transfer),
-            Event::Scrubbed { scrub, found } => self.audit.on_scrubbed(ctx, peers, scrub, found),
+            Event::SnapshotFailed { transfer } => snapshots.on_failed(turn, transfer),
+            Event::Scrubbed { scrub, found } => self.audit.on_scrubbed(turn, peers, scrub, found),
 
             Event::ShardRecord { record, mod_revision, read } => {
-                membership::on_record(ctx, peers, snapshots, record, mod_revision, read);
+                membership::on_record(turn, peers, snapshots, record, mod_revision, read);
             }
-            Event::Peers(registered) => peers.on_registered(ctx, &registered),
+            Event::PeersRegistered(registered) => peers.on_registered(turn, &registered),
             Event::Proposed { proposal, outcome } => {
-                membership.on_proposed(ctx, peers, snapshots, proposal, outcome);
+                membership.on_proposed(turn, peers, snapshots, proposal, outcome);
             }
-            Event::EtcdChecked { check, records } => reads.on_etcd_checked(ctx, check, records),
+            Event::EtcdChecked { check, records } => reads.on_etcd_checked(turn, check, records),
             Event::SessionsListed { at, alive } => {
-                self.retention.on_sessions_listed(ctx, peers.health(), at, alive);
+                self.retention.on_sessions_listed(turn, peers.health(), at, alive);
             }
 
-            Event::Leave => self.reporter.leave(ctx, peers),
-            Event::LeaveNotReported => self.reporter.on_leave_not_reported(ctx.now),
+            Event::Leave => self.reporter.leave(turn, peers),
+            Event::LeaveNotReported => self.reporter.on_leave_not_reported(turn.now),
         }
     }
 
     fn on_gateway(&mut self, conn: Conn, message: GatewayMessage, effects: &mut Vec<Effect>) {
-        let ctx = &mut self.shared.lend(effects);
+        let turn = &mut self.shared.lend(effects);
         if !self.gateways.is_connected(conn) {
             return;
         }
         match message {
             GatewayMessage::Frame { message, batches } => {
-                self.gateways.on_frame(ctx, self.peers.health(), conn, message, batches);
+                self.gateways.on_frame(turn, self.peers.health(), conn, message, batches);
             }
             GatewayMessage::Read { id, slots, keys, max_staleness_ms } => {
                 let request = ReadRequest { conn, id, slots, keys };
-                self.reads.on_read(ctx, request, max_staleness_ms);
+                self.reads.on_read(turn, request, max_staleness_ms);
             }
         }
     }
@@ -238,37 +244,35 @@ impl Node {
     /// Handles a message of a follower that this node feeds.
     fn on_from_follower(&mut self, conn: Conn, message: FromFollower, effects: &mut Vec<Effect>) {
         let Self { shared, peers, snapshots, reads, audit, .. } = self;
-        let ctx = &mut shared.lend(effects);
-        let admitted = peers.admit_from_follower(ctx, conn, message);
+        let turn = &mut shared.lend(effects);
+        let admitted = peers.admit_from_follower(turn, conn, message);
         let Some((StoreBoot { store, .. }, message)) = admitted else {
             return self.forget_closed();
         };
         match message {
             FromFollower::Welcome { .. } => {}
-            FromFollower::Copy { shard, copy } => peers.on_copy(ctx, conn, shard, copy),
-            FromFollower::Ack { n } => peers.on_ack(ctx, conn, n),
+            FromFollower::Copy { shard, copy } => peers.on_copy(turn, conn, shard, copy),
+            FromFollower::Ack { n } => peers.on_ack(turn, conn, n),
             FromFollower::Reject { n, shard, reason } => {
-                peers.on_rejected(ctx, conn, n, shard, reason);
+                peers.on_rejected(turn, conn, n, shard, reason);
             }
             FromFollower::Alive { sent: _, fsync_age_ms, full, room_bytes, wall, digests } => {
                 let health = peers.health_mut();
-                health.note_wall(store, wall, ctx.now);
-                health.note_fsync_age(store, fsync_age_ms);
-                health.note_full(store, full);
-                health.note_room(store, room_bytes);
-                digests.into_iter().for_each(|point| audit.on_digest(ctx, peers, store, point));
+                health.note_wall(store, wall, turn.now);
+                health.note_disk(store, fsync_age_ms, full, room_bytes);
+                digests.into_iter().for_each(|point| audit.on_digest(turn, peers, store, point));
             }
             FromFollower::ReadIndex { round, newer } => {
                 for &(shard, epoch) in &newer {
-                    ctx.shards.step_down_below(shard, epoch);
+                    turn.shards.step_down_below(shard, epoch);
                 }
-                reads.on_round_answered(ctx, peers, store, round, &newer);
+                reads.on_round_answered(turn, peers, store, round, &newer);
             }
             FromFollower::ProofRequest { request, shards } => {
-                reads.on_proof_request(ctx, conn, request, shards);
+                reads.on_proof_request(turn, conn, request, shards);
             }
             FromFollower::Snapshot { transfer, shard: _, outcome } => {
-                snapshots.on_answer(ctx, transfer, outcome);
+                snapshots.on_answer(turn, transfer, outcome);
             }
         }
     }
@@ -276,32 +280,32 @@ impl Node {
     /// Handles a message of a primary that feeds this node.
     fn on_to_follower(&mut self, conn: Conn, message: ToFollower, effects: &mut Vec<Effect>) {
         let Self { shared, peers, snapshots, reads, .. } = self;
-        let ctx = &mut shared.lend(effects);
-        let admitted = peers.admit_to_follower(ctx, conn, message);
+        let turn = &mut shared.lend(effects);
+        let admitted = peers.admit_to_follower(turn, conn, message);
         let Some((StoreBoot { store, .. }, message)) = admitted else {
             return self.forget_closed();
         };
         match message {
             ToFollower::Hello { .. } => {}
             ToFollower::Append { n, slices } => {
-                peers.on_append(ctx, conn, n, slices);
+                peers.on_append(turn, conn, n, slices);
                 self.forget_closed();
             }
             ToFollower::Heartbeat { sent, commits } => {
-                peers.on_heartbeat(ctx, snapshots, conn, sent, commits);
+                peers.on_heartbeat(turn, snapshots, conn, sent, commits);
             }
             ToFollower::ReadIndex { round, shards } => {
-                reads::answer_round(ctx, conn, round, &shards);
+                reads::answer_round(turn, conn, round, &shards);
             }
             ToFollower::Proof { request, proven, refused } => {
-                reads.on_proof(ctx, conn, request, proven, refused);
+                reads.on_proof(turn, conn, request, proven, refused);
             }
             ToFollower::Damaged { epoch, copy, point } => {
-                audit::on_marked_corrupt(ctx, peers, store, epoch, copy, point);
+                audit::on_marked_corrupt(turn, peers, store, epoch, copy, point);
             }
             ToFollower::Snapshot { transfer, shard, epoch, copy, bytes } => {
                 let announced = AnnouncedSnapshot { shard, epoch, copy, bytes };
-                snapshots.on_announced(ctx, conn, transfer, announced);
+                snapshots.on_announced(turn, conn, transfer, announced);
             }
         }
     }
@@ -317,45 +321,45 @@ impl Node {
     /// Does what is due by the clock.
     fn on_time(&mut self, effects: &mut Vec<Effect>) {
         let Self { shared, peers, snapshots, membership, audit, retention, reporter, .. } = self;
-        let ctx = &mut shared.lend(effects);
-        peers.send_heartbeats_if_due(ctx);
-        ctx.probe_disk_if_due();
+        let turn = &mut shared.lend(effects);
+        peers.send_heartbeats_if_due(turn);
+        turn.probe_disk_if_due();
         peers.note_unacked();
-        snapshots::retry(ctx);
-        ctx.shards.review_led();
-        ctx.flush_if_due();
-        ctx.trim_if_due(snapshots);
-        membership.recheck_unassigned_copies(ctx);
-        retention.collect_if_due(ctx);
-        retention.expire_if_due(ctx, peers.health());
-        audit.scrub_if_due(ctx);
-        reporter.report(ctx, peers);
+        snapshots::retry(turn);
+        turn.shards.review_led();
+        turn.flush_if_due();
+        turn.trim_if_due(snapshots);
+        membership.recheck_unassigned_copies(turn);
+        retention.collect_if_due(turn);
+        retention.expire_if_due(turn, peers.health());
+        audit.scrub_if_due(turn);
+        reporter.report(turn, peers);
     }
 
     /// Processes the consequences of an event until nothing is left to do.
     fn settle(&mut self, effects: &mut Vec<Effect>) {
         let Self { shared, gateways, peers, snapshots, membership, reads, audit, .. } = self;
-        let ctx = &mut shared.lend(effects);
+        let turn = &mut shared.lend(effects);
         loop {
-            while let Some(shard) = ctx.shards.dirty.pop_first() {
-                let before = ctx.advance(shard);
-                audit.compare_if_reached(ctx, peers, shard, before);
-                gateways.announce_availability(ctx, shard);
-                reads.answer_waiting(ctx, shard);
-                ctx.count_log(shard);
+            while let Some(shard) = turn.shards.to_advance.pop_first() {
+                let before = turn.advance(shard);
+                audit.compare_if_reached(turn, peers, shard, before);
+                gateways.announce_availability(turn, shard);
+                reads.answer_waiting(turn, shard);
+                turn.count_log(shard);
             }
-            let Some(shard) = ctx.shards.to_review.pop_first() else { break };
-            membership.review(ctx, peers, shard);
-            gateways.announce_availability(ctx, shard);
+            let Some(shard) = turn.shards.to_review.pop_first() else { break };
+            membership.review(turn, peers, shard);
+            gateways.announce_availability(turn, shard);
         }
-        ctx.shrink_logs();
-        reads.advance_claims(ctx, peers);
-        reads.advance_bounded(ctx, peers);
-        peers.send_slices(ctx, snapshots);
-        peers.read_log_if_due(ctx);
-        ctx.sync_if_idle();
-        peers.send_due_acks(ctx);
-        self.reporter.finish_leaving(ctx, peers);
+        turn.shrink_logs();
+        reads.advance_claims(turn, peers);
+        reads.advance_bounded(turn, peers);
+        peers.send_slices(turn, snapshots);
+        peers.read_log_if_due(turn);
+        turn.sync_if_idle();
+        peers.send_due_acks(turn);
+        self.reporter.finish_leaving(turn, peers);
     }
 
     // ---- for status, and for the checkers of the simulator -------------------------------------

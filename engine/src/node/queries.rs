@@ -3,19 +3,19 @@
 use crate::ids::ShardId;
 use crate::message::{NodeQuery, NodeQueryReply, RecordsKept, ReplicaStatus, RoleStatus, ShardEnd};
 use crate::node::audit::Audit;
-use crate::node::context::Context;
-use crate::node::context::Shards;
 use crate::node::event::Effect;
 use crate::node::membership::HealthView;
 use crate::node::peers::Peers;
 use crate::node::settings::Settings;
+use crate::node::shared::NodeTurn;
+use crate::node::shared::Shards;
 use crate::planted::Planted;
 use crate::replica::Replica;
 use crate::replica::trust::Trust;
 
 /// Answers a query.
 pub(super) fn on_query(
-    ctx: &mut Context<'_>,
+    turn: &mut NodeTurn<'_>,
     peers: &Peers,
     audit: &mut Audit,
     query: u64,
@@ -23,16 +23,16 @@ pub(super) fn on_query(
 ) {
     let reply = match message {
         NodeQuery::Probe { to: _ } => NodeQueryReply::Probe {
-            from: ctx.me,
-            fsync_age_ms: ctx.storage.groups().fsync_age_ms(ctx.now),
+            from: turn.me,
+            fsync_age_ms: turn.storage.groups().fsync_age_ms(turn.now),
         },
         NodeQuery::Gather { shards } => NodeQueryReply::Gather {
-            from: ctx.me,
-            ends: shards.into_iter().filter_map(|shard| end_of(ctx, shard)).collect(),
+            from: turn.me,
+            ends: shards.into_iter().filter_map(|shard| end_of(turn, shard)).collect(),
         },
         NodeQuery::StepDown { shard, epoch } => {
-            let until = ctx.now.plus_ms(ctx.settings.timing.step_down_ms);
-            let end = ctx.shards.get_mut(shard).and_then(|replica| {
+            let until = turn.now.plus_ms(turn.settings.timing.step_down_ms);
+            let end = turn.shards.get_mut(shard).and_then(|replica| {
                 let last = replica.log.last();
                 let primary = replica.primary_mut().filter(|p| p.epoch == epoch)?;
                 primary.stepping_down = Some(until);
@@ -41,18 +41,18 @@ pub(super) fn on_query(
             NodeQueryReply::StepDown { shard, end }
         }
         NodeQuery::Scrub { shards, bytes_per_s } => {
-            audit.request_scrub(ctx.settings, shards, bytes_per_s);
-            audit.scrub_if_due(ctx);
-            NodeQueryReply::Scrub { from: ctx.me }
+            audit.request_scrub(turn.settings, shards, bytes_per_s);
+            audit.scrub_if_due(turn);
+            NodeQueryReply::Scrub { from: turn.me }
         }
         NodeQuery::Status => NodeQueryReply::Status {
-            from: ctx.me,
+            from: turn.me,
             scrub: audit.scrub_status(),
-            replicas: status(ctx.shards, HealthView::of(ctx, peers), ctx.settings),
-            full: ctx.storage.is_disk_full(),
+            replicas: status(turn.shards, HealthView::of(turn, peers), turn.settings),
+            full: turn.storage.is_disk_full(),
         },
     };
-    ctx.effects.push(Effect::QueryReply { query, reply });
+    turn.effects.push(Effect::QueryReply { query, reply });
 }
 
 /// Returns the status of all copies on this node.
@@ -65,15 +65,15 @@ pub(super) fn status(
     held.map(|replica| status_of(replica, health, settings)).collect()
 }
 
-fn end_of(ctx: &Context<'_>, shard: ShardId) -> Option<ShardEnd> {
-    let replica = ctx.shards.get(shard).filter(|replica| replica.trust.exists())?;
+fn end_of(turn: &NodeTurn<'_>, shard: ShardId) -> Option<ShardEnd> {
+    let replica = turn.shards.get(shard).filter(|replica| replica.trust.exists())?;
     let last = replica.log.last();
     Some(ShardEnd {
         shard,
         promised: replica.promised,
         last: (last.epoch, last.seq),
         applied: replica.state.applied.seq,
-        unfit: replica.trust != Trust::Good && !ctx.planted(Planted::UnfitPasses),
+        unfit: replica.trust != Trust::Good && !turn.planted(Planted::UnfitPasses),
     })
 }
 

@@ -9,10 +9,10 @@
 
 use crate::ids::Now;
 use crate::message::HealthReport;
-use crate::node::context::Context;
 use crate::node::event::Effect;
 use crate::node::membership::HealthView;
 use crate::node::peers::Peers;
+use crate::node::shared::NodeTurn;
 use crate::replica::trust::Trust;
 use crate::shard_record::ShardRecord;
 
@@ -46,10 +46,10 @@ impl Reporter {
     }
 
     /// Begins to leave, and reports it at once.
-    pub(super) fn leave(&mut self, ctx: &mut Context<'_>, peers: &Peers) {
+    pub(super) fn leave(&mut self, turn: &mut NodeTurn<'_>, peers: &Peers) {
         if matches!(self.leaving, Leaving::No) {
-            self.leaving = Leaving::Until(ctx.now.plus_ms(ctx.settings.timing.leave_within_ms));
-            self.report(ctx, peers);
+            self.leaving = Leaving::Until(turn.now.plus_ms(turn.settings.timing.leave_within_ms));
+            self.report(turn, peers);
         }
     }
 
@@ -62,55 +62,55 @@ impl Reporter {
 
     /// Lets the process end once this node has handed over what it leads, or has waited for long
     /// enough.
-    pub(super) fn finish_leaving(&mut self, ctx: &mut Context<'_>, peers: &Peers) {
+    pub(super) fn finish_leaving(&mut self, turn: &mut NodeTurn<'_>, peers: &Peers) {
         let Leaving::Until(until) = self.leaving else { return };
-        let mut records = ctx.shards.records.values().map(|(record, _)| record);
-        if ctx.now >= until || !records.any(|record| is_still_needed(ctx, peers, record)) {
+        let mut records = turn.shards.records.values().map(|(record, _)| record);
+        if turn.now >= until || !records.any(|record| is_still_needed(turn, peers, record)) {
             self.leaving = Leaving::Left;
-            ctx.effects.push(Effect::Left);
+            turn.effects.push(Effect::Left);
         }
     }
 
     /// Reports to the coordinator, on change and periodically, what etcd does not contain.
-    pub(super) fn report(&mut self, ctx: &mut Context<'_>, peers: &Peers) {
-        let silent_after_ms = ctx.settings.silent_after_ms;
+    pub(super) fn report(&mut self, turn: &mut NodeTurn<'_>, peers: &Peers) {
+        let silent_after_ms = turn.settings.silent_after_ms;
         let mut report = HealthReport {
-            silent: peers.health().silent(ctx.now, silent_after_ms),
+            silent: peers.health().silent(turn.now, silent_after_ms),
             leaving: !matches!(self.leaving, Leaving::No),
-            full: ctx.storage.is_disk_full(),
+            full: turn.storage.is_disk_full(),
             ..HealthReport::default()
         };
-        let is_silent = |&store: &_| peers.is_silent(store, ctx.now, ctx.settings);
-        for (replica, primary) in ctx.shards.led() {
-            let others = || primary.record.isr.iter().filter(|&&store| store != ctx.me.store);
+        let is_silent = |&store: &_| peers.is_silent(store, turn.now, turn.settings);
+        for (replica, primary) in turn.shards.led() {
+            let others = || primary.record.isr.iter().filter(|&&store| store != turn.me.store);
             if primary.frozen {
-                let hindered_by = HealthView::of(ctx, peers).hindered_by(replica.shard);
+                let hindered_by = HealthView::of(turn, peers).hindered_by(replica.shard);
                 report.frozen.push((replica.shard, hindered_by));
             }
             let alone = others().count() > 0 && others().all(is_silent);
             let damaged = matches!(replica.trust, Trust::Wrong(_));
-            let cut_off = alone && !peers.health().has_contact(ctx.now, silent_after_ms);
+            let cut_off = alone && !peers.health().has_contact(turn.now, silent_after_ms);
             if damaged || cut_off {
                 report.resigned.push(replica.shard);
             }
         }
-        let due = std::mem::take(&mut ctx.shards.to_report) || ctx.now >= self.next_report;
+        let due = std::mem::take(&mut turn.shards.to_report) || turn.now >= self.next_report;
         if report != self.reported || due {
-            self.next_report = ctx.now.plus_ms(ctx.settings.timing.report_every_ms);
+            self.next_report = turn.now.plus_ms(turn.settings.timing.report_every_ms);
             self.reported = report.clone();
-            ctx.effects.push(Effect::Report(report));
+            turn.effects.push(Effect::Report(report));
         }
     }
 }
 
 /// Returns whether this node has yet to hand over the shard: it leads the shard or is in its
 /// in-sync set, and the other members could do without it.
-fn is_still_needed(ctx: &Context<'_>, peers: &Peers, record: &ShardRecord) -> bool {
-    let me = ctx.me.store;
-    let reachable = |&&store: &&_| store != me && !peers.is_silent(store, ctx.now, ctx.settings);
+fn is_still_needed(turn: &NodeTurn<'_>, peers: &Peers, record: &ShardRecord) -> bool {
+    let me = turn.me.store;
+    let reachable = |&&store: &&_| store != me && !peers.is_silent(store, turn.now, turn.settings);
     let others = record.isr.iter().filter(reachable).count();
-    let leads = record.primary == ctx.me && others > 0;
+    let leads = record.primary == turn.me && others > 0;
     // At `min_in_sync` no member may leave.
-    let follows = record.isr.contains(&me) && record.room(ctx.settings.min_in_sync) > 0;
+    let follows = record.isr.contains(&me) && record.room(turn.settings.min_in_sync) > 0;
     leads || follows && others > 0
 }

@@ -25,9 +25,9 @@ use std::collections::BTreeMap;
 
 use crate::ids::{Conn, CopyNo, Epoch, Now, Seq, ShardId, Slots, StoreId};
 use crate::message::{FromFollower, SnapshotOutcome, ToFollower};
-use crate::node::context::Context;
 use crate::node::event::Effect;
 use crate::node::peers::Peers;
+use crate::node::shared::NodeTurn;
 use crate::planted::Planted;
 use crate::replica::Replica;
 use crate::replica::primary::Feed;
@@ -100,17 +100,17 @@ impl Snapshots {
     /// Begins a snapshot for a follower that the log does not reach, if one may begin now.
     pub(super) fn begin(
         &mut self,
-        ctx: &mut Context<'_>,
+        turn: &mut NodeTurn<'_>,
         conn: Conn,
         store: StoreId,
         shard: ShardId,
     ) {
-        if self.retry_after.get(&(store, shard)).is_some_and(|&until| ctx.now < until) {
+        if self.retry_after.get(&(store, shard)).is_some_and(|&until| turn.now < until) {
             return;
         }
         self.retry_after.remove(&(store, shard));
-        let transfer = ctx.fresh_id();
-        let Some(replica) = ctx.shards.get_mut(shard) else { return };
+        let transfer = turn.fresh_id();
+        let Some(replica) = turn.shards.get_mut(shard) else { return };
         if !replica.trust.is_working() {
             return; // A wrong copy must not spread.
         }
@@ -125,97 +125,97 @@ impl Snapshots {
             return;
         }
         if !recorded {
-            ctx.request_record(shard);
+            turn.request_record(shard);
             return;
         }
         follower.feed = Feed::Snapshot { transfer };
         let outgoing = SendingSnapshot { conn, store, shard, slots, pin, bytes: 0 };
         self.outgoing.insert(transfer, outgoing);
-        ctx.effects.push(Effect::MeasureSnapshot { transfer, slots });
+        turn.effects.push(Effect::MeasureSnapshot { transfer, slots });
     }
 
     /// Announces the snapshot to the follower, which checks whether it has room.
-    pub(super) fn on_measured(&mut self, ctx: &mut Context<'_>, transfer: u64, bytes: u64) {
+    pub(super) fn on_measured(&mut self, turn: &mut NodeTurn<'_>, transfer: u64, bytes: u64) {
         let Some(outgoing) = self.outgoing.get_mut(&transfer) else { return };
         outgoing.bytes = bytes;
         let (conn, store, shard) = (outgoing.conn, outgoing.store, outgoing.shard);
-        let Some((epoch, copy)) = expected_by(ctx, store, shard, transfer) else {
+        let Some((epoch, copy)) = expected_by(turn, store, shard, transfer) else {
             self.outgoing.remove(&transfer);
             return;
         };
         let message = ToFollower::Snapshot { transfer, shard, epoch, copy, bytes };
-        ctx.effects.push(Effect::ToFollower { conn, message });
+        turn.effects.push(Effect::ToFollower { conn, message });
     }
 
     /// Handles the answer of a follower to an announcement, or after the transfer.
     pub(super) fn on_answer(
         &mut self,
-        ctx: &mut Context<'_>,
+        turn: &mut NodeTurn<'_>,
         transfer: u64,
         outcome: SnapshotOutcome,
     ) {
         let Some(outgoing) = self.outgoing.get(&transfer).cloned() else { return };
         let SendingSnapshot { conn, store, shard, slots, bytes, .. } = outgoing;
-        let awaited = expected_by(ctx, store, shard, transfer).is_some();
+        let awaited = expected_by(turn, store, shard, transfer).is_some();
         if outcome == SnapshotOutcome::Accepted && awaited {
-            ctx.effects.push(Effect::SendSnapshot { conn, transfer, shard, slots });
+            turn.effects.push(Effect::SendSnapshot { conn, transfer, shard, slots });
             return;
         }
         self.outgoing.remove(&transfer);
         match outcome {
-            SnapshotOutcome::NotInstalled => self.retry_later(ctx, transfer, &outgoing),
+            SnapshotOutcome::NotInstalled => self.retry_later(turn, transfer, &outgoing),
             SnapshotOutcome::NoSpace if awaited => {
-                let Some(follower) = ctx.shards.follower_mut(store, shard) else { return };
+                let Some(follower) = turn.shards.follower_mut(store, shard) else { return };
                 follower.feed = Feed::Full;
                 follower.copy_bytes = bytes;
-                ctx.shards.to_review.insert(shard);
+                turn.shards.to_review.insert(shard);
             }
             // Installed: the announcement of the new copy has already opened the feed.
             _ => {}
         }
     }
 
-    pub(super) fn on_failed(&mut self, ctx: &mut Context<'_>, transfer: u64) {
+    pub(super) fn on_failed(&mut self, turn: &mut NodeTurn<'_>, transfer: u64) {
         if let Some(failed) = self.outgoing.remove(&transfer) {
-            self.retry_later(ctx, transfer, &failed);
+            self.retry_later(turn, transfer, &failed);
         }
     }
 
     /// Handles a failed snapshot. The next one begins after a while: the cause may last, and
     /// snapshots are expensive.
-    fn retry_later(&mut self, ctx: &mut Context<'_>, transfer: u64, failed: &SendingSnapshot) {
-        let until = ctx.now.plus_ms(ctx.settings.timing.copy_again_ms);
+    fn retry_later(&mut self, turn: &mut NodeTurn<'_>, transfer: u64, failed: &SendingSnapshot) {
+        let until = turn.now.plus_ms(turn.settings.timing.copy_again_ms);
         self.retry_after.insert((failed.store, failed.shard), until);
-        if let Some(follower) = ctx.shards.follower_mut(failed.store, failed.shard)
+        if let Some(follower) = turn.shards.follower_mut(failed.store, failed.shard)
             && follower.feed == (Feed::Snapshot { transfer })
         {
-            follower.feed = Feed::NeedsSnapshot; // The next review begins it again.
+            follower.feed = Feed::NeedsSnapshot; // `retry` begins it again.
         }
     }
 }
 
 /// Returns the epoch and the follower's copy that the snapshot is for, while it is still wanted.
 fn expected_by(
-    ctx: &mut Context<'_>,
+    turn: &mut NodeTurn<'_>,
     store: StoreId,
     shard: ShardId,
     transfer: u64,
 ) -> Option<(Epoch, CopyNo)> {
-    let epoch = ctx.shards.epoch_led(shard)?;
-    let follower = ctx.shards.follower_mut(store, shard)?;
+    let epoch = turn.shards.epoch_led(shard)?;
+    let follower = turn.shards.follower_mut(store, shard)?;
     (follower.feed == Feed::Snapshot { transfer }).then_some((epoch, follower.copy))
 }
 
 /// Tries again the followers that wait for a snapshot: the flush or the change of the in-sync set
 /// that they waited for may have come.
-pub(super) fn retry(ctx: &mut Context<'_>) {
+pub(super) fn retry(turn: &mut NodeTurn<'_>) {
     let mut waiting = Vec::new();
-    for (replica, primary) in ctx.shards.led() {
+    for (replica, primary) in turn.shards.led() {
         let followers = primary.followers.iter();
         let needy = followers.filter(|(_, follower)| follower.feed == Feed::NeedsSnapshot);
         waiting.extend(needy.map(|(&store, _)| (store, replica.shard)));
     }
-    ctx.shards.to_send.extend(waiting);
+    turn.shards.to_send.extend(waiting);
 }
 
 // ---- the receiving end -------------------------------------------------------------------------
@@ -225,23 +225,23 @@ impl Snapshots {
     /// not installed yet. The staged part of them counts twice, which errs on the safe side. A log
     /// that is too long reduces the room by nothing: what it contains of the shard is deleted with
     /// the old copy, and may be the very reason why it is too long.
-    pub(super) fn room(&self, ctx: &Context<'_>) -> u64 {
-        if ctx.storage.is_disk_full() && ctx.planted(Planted::FullLogTakesNoCopy) {
+    pub(super) fn room(&self, turn: &NodeTurn<'_>) -> u64 {
+        if turn.storage.is_disk_full() && turn.planted(Planted::FullLogTakesNoCopy) {
             return 0;
         }
         let coming = self.announced.values().filter(|announced| {
-            let replica = ctx.shards.get(announced.shard);
+            let replica = turn.shards.get(announced.shard);
             replica.is_some_and(|replica| is_awaited(announced, replica))
         });
         let coming = coming.map(|announced| announced.bytes);
         let incoming = self.incoming.values().map(|incoming| incoming.bytes);
-        coming.chain(incoming).fold(ctx.storage.room_bytes(), u64::saturating_sub)
+        coming.chain(incoming).fold(turn.storage.room_bytes(), u64::saturating_sub)
     }
 
     /// Answers whether a snapshot of this size is to be sent.
     pub(super) fn on_announced(
         &mut self,
-        ctx: &mut Context<'_>,
+        turn: &mut NodeTurn<'_>,
         conn: Conn,
         transfer: u64,
         announced: AnnouncedSnapshot,
@@ -249,98 +249,100 @@ impl Snapshots {
         let shard = announced.shard;
         // The primary begins again: the snapshot before will not come.
         self.announced.retain(|&(on, _), before| on != conn || before.shard != shard);
-        promise_for_snapshot(ctx, &announced);
-        let outcome = match is_replaceable(ctx, shard) || ctx.planted(Planted::CopyOverCopy) {
+        promise_for_snapshot(turn, &announced);
+        let outcome = match is_replaceable(turn, shard) || turn.planted(Planted::CopyOverCopy) {
             false => SnapshotOutcome::NotInstalled,
-            true if announced.bytes <= self.room(ctx) || ctx.planted(Planted::CopyWithoutRoom) => {
+            true if announced.bytes <= self.room(turn)
+                || turn.planted(Planted::CopyWithoutRoom) =>
+            {
                 self.announced.insert((conn, transfer), announced);
                 SnapshotOutcome::Accepted
             }
             true => SnapshotOutcome::NoSpace,
         };
         let message = FromFollower::Snapshot { transfer, shard, outcome };
-        ctx.effects.push(Effect::FromFollower { conn, message });
+        turn.effects.push(Effect::ToPrimary { conn, message });
     }
 
     /// Handles a snapshot of which all is staged: it replaces this node's copy, unless that has
     /// changed since the announcement.
     pub(super) fn on_staged(
         &mut self,
-        ctx: &mut Context<'_>,
+        turn: &mut NodeTurn<'_>,
         peers: &Peers,
         conn: Conn,
         transfer: u64,
         state: ShardState,
     ) {
         let announced = self.announced.remove(&(conn, transfer));
-        let Some(announced) = announced.filter(|announced| is_wanted(ctx, announced, &state))
+        let Some(announced) = announced.filter(|announced| is_wanted(turn, announced, &state))
         else {
-            ctx.effects.push(Effect::DiscardSnapshot { conn, transfer });
+            turn.effects.push(Effect::DiscardSnapshot { conn, transfer });
             if peers.is_accepted(conn) {
                 let (shard, outcome) = (state.slots.shard(), SnapshotOutcome::NotInstalled);
                 let message = FromFollower::Snapshot { transfer, shard, outcome };
-                ctx.effects.push(Effect::FromFollower { conn, message });
+                turn.effects.push(Effect::ToPrimary { conn, message });
             }
             return;
         };
         let AnnouncedSnapshot { shard, bytes, .. } = announced;
-        if let Some(replica) = ctx.shards.get_mut(shard) {
+        if let Some(replica) = turn.shards.get_mut(shard) {
             replica.trust.replace();
         }
-        ctx.shards.dirty.insert(shard); // No entry of it waits to be applied any more.
-        let mut after_flush = ctx.request_flush();
-        if ctx.planted(Planted::InstallOverTables) {
+        turn.shards.to_advance.insert(shard); // No entry of it waits to be applied any more.
+        let mut after_flush = turn.request_flush();
+        if turn.planted(Planted::InstallOverTables) {
             after_flush = None;
         }
         let incoming = ReceivingSnapshot { shard, state, bytes, after_flush };
         self.incoming.insert((conn, transfer), incoming);
         match after_flush {
-            None => self.install(ctx, conn, transfer),
-            Some(_) => ctx.flush_if_due(),
+            None => self.install(turn, conn, transfer),
+            Some(_) => turn.flush_if_due(),
         }
     }
 
-    fn install(&mut self, ctx: &mut Context<'_>, conn: Conn, transfer: u64) {
+    fn install(&mut self, turn: &mut NodeTurn<'_>, conn: Conn, transfer: u64) {
         let Some(incoming) = self.incoming.get_mut(&(conn, transfer)) else { return };
         incoming.after_flush = None;
-        let Some(replica) = ctx.shards.get(incoming.shard) else { return };
+        let Some(replica) = turn.shards.get(incoming.shard) else { return };
         let copy = CopyNo(replica.copy.0 + 1);
         let state = Box::new(incoming.state.clone());
-        ctx.effects.push(Effect::InstallSnapshot { conn, transfer, copy, state });
+        turn.effects.push(Effect::InstallSnapshot { conn, transfer, copy, state });
     }
 
     /// Handles the end of an ingest: the snapshot is this node's copy now.
     pub(super) fn on_installed(
         &mut self,
-        ctx: &mut Context<'_>,
+        turn: &mut NodeTurn<'_>,
         peers: &mut Peers,
         conn: Conn,
         transfer: u64,
     ) {
         let Some(incoming) = self.incoming.remove(&(conn, transfer)) else { return };
         let shard = incoming.shard;
-        let Some((replica, mut turn)) = ctx.in_turn(shard) else { return };
-        replica.install(&mut turn, incoming.state);
-        ctx.storage.trim_soon(ctx.now); // The former copy no longer needs the log.
-        ctx.note_ingest();
-        peers.announce_copy(ctx, shard);
+        let Some((replica, mut replica_turn)) = turn.replica_in_turn(shard) else { return };
+        replica.install(&mut replica_turn, incoming.state);
+        turn.storage.trim_soon(turn.now); // The former copy no longer needs the log.
+        turn.note_ingest();
+        peers.announce_copy(turn, shard);
         if peers.is_accepted(conn) {
             let outcome = SnapshotOutcome::Installed;
             let message = FromFollower::Snapshot { transfer, shard, outcome };
-            ctx.effects.push(Effect::FromFollower { conn, message });
+            turn.effects.push(Effect::ToPrimary { conn, message });
         }
-        ctx.shards.dirty.insert(shard);
+        turn.shards.to_advance.insert(shard);
     }
 
     /// Begins the installs and removals that waited for this flush.
-    pub(super) fn after_flush(&mut self, ctx: &mut Context<'_>, flush: u64) {
+    pub(super) fn after_flush(&mut self, turn: &mut NodeTurn<'_>, flush: u64) {
         let due = |after: Option<u64>| after.is_some_and(|after| after <= flush);
         let incoming = self.incoming.iter().filter(|(_, incoming)| due(incoming.after_flush));
         let installs: Vec<_> = incoming.map(|(&key, _)| key).collect();
-        installs.into_iter().for_each(|(conn, transfer)| self.install(ctx, conn, transfer));
+        installs.into_iter().for_each(|(conn, transfer)| self.install(turn, conn, transfer));
         let dropped = self.dropping.extract_if(.., |_, after| due(*after));
         let dropped: Vec<ShardId> = dropped.map(|(shard, _)| shard).collect();
-        dropped.into_iter().for_each(|shard| self.drop_rows(ctx, shard));
+        dropped.into_iter().for_each(|shard| self.drop_rows(turn, shard));
     }
 }
 
@@ -351,39 +353,39 @@ impl Snapshots {
     /// so an empty copy is complete.
     pub(super) fn create_copy(
         &mut self,
-        ctx: &mut Context<'_>,
+        turn: &mut NodeTurn<'_>,
         peers: &mut Peers,
         shard: ShardId,
         slots: Slots,
         fit: bool,
     ) {
-        let replica = ctx.shards.get_or_insert(shard, || Replica::empty(shard, slots));
+        let replica = turn.shards.get_or_insert(shard, || Replica::empty(shard, slots));
         if replica.trust.exists() {
             return;
         }
         if replica.trust == (Trust::Absent { clean: false }) {
             // After a start that found the number of a dropped copy, its slots are not known.
             replica.slots = slots;
-            self.drop_rows(ctx, shard); // The copy is created once they are gone.
+            self.drop_rows(turn, shard); // The copy is created once they are gone.
             return;
         }
-        let Some((replica, mut turn)) = ctx.in_turn(shard) else { return };
-        replica.create(&mut turn, slots, fit);
-        peers.announce_copy(ctx, shard);
+        let Some((replica, mut replica_turn)) = turn.replica_in_turn(shard) else { return };
+        replica.create(&mut replica_turn, slots, fit);
+        peers.announce_copy(turn, shard);
     }
 
     /// Deletes a copy that a linearizable read of etcd no longer assigns to this store.
-    pub(super) fn drop_copy(&mut self, ctx: &mut Context<'_>, peers: &mut Peers, shard: ShardId) {
-        let after_flush = ctx.request_flush();
-        let Some((replica, mut turn)) = ctx.in_turn(shard) else { return };
+    pub(super) fn drop_copy(&mut self, turn: &mut NodeTurn<'_>, peers: &mut Peers, shard: ShardId) {
+        let after_flush = turn.request_flush();
+        let Some((replica, mut replica_turn)) = turn.replica_in_turn(shard) else { return };
         if matches!(replica.trust, Trust::Absent { .. } | Trust::Replacing { .. }) {
             return; // Being replaced now: the record is read again once that is done.
         }
-        replica.drop_copy(&mut turn);
-        ctx.storage.trim_soon(ctx.now);
-        peers.announce_copy(ctx, shard);
+        replica.drop_copy(&mut replica_turn);
+        turn.storage.trim_soon(turn.now);
+        peers.announce_copy(turn, shard);
         match after_flush {
-            None => self.drop_rows(ctx, shard),
+            None => self.drop_rows(turn, shard),
             Some(flush) => {
                 self.dropping.insert(shard, Some(flush));
             }
@@ -391,18 +393,18 @@ impl Snapshots {
     }
 
     /// Removes the rows of a former copy from the state, unless that is in progress.
-    pub(super) fn drop_rows(&mut self, ctx: &mut Context<'_>, shard: ShardId) {
-        let Some(slots) = ctx.shards.get(shard).map(|replica| replica.slots) else { return };
+    pub(super) fn drop_rows(&mut self, turn: &mut NodeTurn<'_>, shard: ShardId) {
+        let Some(slots) = turn.shards.get(shard).map(|replica| replica.slots) else { return };
         if let std::collections::btree_map::Entry::Vacant(place) = self.dropping.entry(shard) {
             place.insert(None);
-            ctx.effects.push(Effect::DropRows { shard, slots });
+            turn.effects.push(Effect::DropRows { shard, slots });
         }
     }
 
     /// Handles the end of a removal of rows: there may be a copy again.
-    pub(super) fn on_rows_dropped(&mut self, ctx: &mut Context<'_>, shard: ShardId) {
+    pub(super) fn on_rows_dropped(&mut self, turn: &mut NodeTurn<'_>, shard: ShardId) {
         self.dropping.remove(&shard);
-        if let Some(replica) = ctx.shards.get_mut(shard) {
+        if let Some(replica) = turn.shards.get_mut(shard) {
             replica.trust.mark_clean();
         }
     }
@@ -416,14 +418,14 @@ fn is_awaited(announced: &AnnouncedSnapshot, replica: &Replica) -> bool {
 /// Returns whether a snapshot may replace this node's copy of the shard: there is a copy, and no
 /// snapshot is being installed already. The latter may take long, where the disk lacks room or open
 /// files.
-fn is_replaceable(ctx: &Context<'_>, shard: ShardId) -> bool {
-    let trust = ctx.shards.get(shard).map(|replica| &replica.trust);
+fn is_replaceable(turn: &NodeTurn<'_>, shard: ShardId) -> bool {
+    let trust = turn.shards.get(shard).map(|replica| &replica.trust);
     !matches!(trust, None | Some(Trust::Absent { .. } | Trust::Replacing { .. }))
 }
 
 /// Returns whether the snapshot is of the promised epoch, and replaces the copy that the sender
 /// meant: a snapshot that comes late must not replace a copy that has acknowledged since.
-fn is_wanted(ctx: &Context<'_>, announced: &AnnouncedSnapshot, state: &ShardState) -> bool {
+fn is_wanted(turn: &NodeTurn<'_>, announced: &AnnouncedSnapshot, state: &ShardState) -> bool {
     let &AnnouncedSnapshot { shard, epoch, copy, .. } = announced;
     let fits = |replica: &Replica| {
         replica.promised == epoch
@@ -431,17 +433,17 @@ fn is_wanted(ctx: &Context<'_>, announced: &AnnouncedSnapshot, state: &ShardStat
             && replica.copy == copy
             && replica.slots == state.slots
     };
-    is_replaceable(ctx, shard) && ctx.shards.get(shard).is_some_and(fits)
+    is_replaceable(turn, shard) && turn.shards.get(shard).is_some_and(fits)
 }
 
 /// Promises the epoch of the announcement, which may be the first message of this epoch: no slice
 /// was sent while the window had no room, and by then the log no longer reached back. It obliges as
 /// a slice does; without that no snapshot would ever be installed.
-fn promise_for_snapshot(ctx: &mut Context<'_>, announced: &AnnouncedSnapshot) {
+fn promise_for_snapshot(turn: &mut NodeTurn<'_>, announced: &AnnouncedSnapshot) {
     let &AnnouncedSnapshot { shard, epoch, copy, .. } = announced;
-    let Some((replica, mut turn)) = ctx.in_turn(shard) else { return };
+    let Some((replica, mut replica_turn)) = turn.replica_in_turn(shard) else { return };
     if replica.trust.exists() && replica.copy == copy && replica.promised < epoch {
-        replica.promise(&mut turn, epoch);
-        ctx.shards.dirty.insert(shard);
+        replica.promise(&mut replica_turn, epoch);
+        turn.shards.to_advance.insert(shard);
     }
 }

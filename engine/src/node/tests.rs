@@ -99,9 +99,8 @@ impl Bench {
         for effect in &effects {
             match effect {
                 Effect::Load { load, .. } => self.loads.push_back(*load),
-                Effect::FromFollower {
-                    message: FromFollower::ProofRequest { request, .. },
-                    ..
+                Effect::ToPrimary {
+                    message: FromFollower::ProofRequest { request, .. }, ..
                 } => {
                     self.proof_request = *request;
                 }
@@ -122,7 +121,7 @@ impl Bench {
 
     fn append(&mut self, n: u64, slice: Slice) -> Vec<Effect> {
         let message = ToFollower::Append { n, slices: vec![slice] };
-        self.on(Event::ToFollower { conn: FROM_A, message })
+        self.on(Event::FromPrimary { conn: FROM_A, message })
     }
 }
 
@@ -152,7 +151,7 @@ fn new_follower() -> Bench {
     bench.deliver(record(1, 1, A));
     bench.on(Event::Durable { group: 1 });
     bench.on(Event::Accepted { conn: FROM_A });
-    bench.on(Event::ToFollower { conn: FROM_A, message: ToFollower::Hello { from: A, to: B } });
+    bench.on(Event::FromPrimary { conn: FROM_A, message: ToFollower::Hello { from: A, to: B } });
     bench
 }
 
@@ -198,8 +197,8 @@ fn word(effect: &Effect) -> String {
         Effect::ToFollower { message: ToFollower::Append { n, .. }, .. } => format!("send {n}"),
         Effect::ToFollower { message: ToFollower::ReadIndex { .. }, .. } => "ask".into(),
         Effect::ToFollower { message: ToFollower::Heartbeat { .. }, .. } => "beat".into(),
-        Effect::FromFollower { message: FromFollower::Ack { n }, .. } => format!("ack {n}"),
-        Effect::FromFollower { message: FromFollower::Reject { reason, .. }, .. } => match reason {
+        Effect::ToPrimary { message: FromFollower::Ack { n }, .. } => format!("ack {n}"),
+        Effect::ToPrimary { message: FromFollower::Reject { reason, .. }, .. } => match reason {
             Reject::StaleEpoch { promised } => format!("reject: promised {}", promised.0),
             Reject::Mismatch { applied, .. } => format!("reject: applied {}", applied.seq.0),
             other => format!("reject: {other:?}"),
@@ -219,7 +218,7 @@ fn word(effect: &Effect) -> String {
             Err(Refusal::Stale) => "too stale".into(),
             Err(_) => "read refused".into(),
         },
-        Effect::FromFollower { message: FromFollower::ProofRequest { .. }, .. } => {
+        Effect::ToPrimary { message: FromFollower::ProofRequest { .. }, .. } => {
             "proof request".into()
         }
         Effect::ToFollower { message: ToFollower::Proof { request, proven, refused }, .. } => {
@@ -454,7 +453,7 @@ fn a_shorter_log_alone_cuts_nothing() {
 fn what_was_sent_before_a_learner_was_named_again_does_not_make_it_caught_up() {
     let mut bench = beginning();
     bench.on(Event::LeaseConfirmed);
-    bench.on(Event::Peers(vec![(A, 1), (B, 2)]));
+    bench.on(Event::PeersRegistered(vec![(A, 1), (B, 2)]));
     let named = |version, learners: &[StoreBoot]| ShardRecord {
         isr: vec![A.store],
         learners: learners.iter().map(|learner| learner.store).collect(),
@@ -560,7 +559,7 @@ fn a_follower_whose_disk_is_full_learns_what_is_committed() {
     let refuses = |effect: &Effect| {
         let reason = Reject::NoSpace;
         *word(effect)
-            == *word(&Effect::FromFollower {
+            == *word(&Effect::ToPrimary {
                 conn: FROM_A,
                 message: FromFollower::Reject { n: 2, shard: SHARD, reason },
             })
@@ -673,7 +672,7 @@ fn a_read_is_refused_when_a_peer_has_promised_more() {
 fn a_node_that_sees_a_newer_boot_of_its_store_exits() {
     let mut bench = primary();
     let newer = StoreBoot { boot: Boot(2), ..A };
-    let effects = bench.on(Event::Peers(vec![(newer, 50)]));
+    let effects = bench.on(Event::PeersRegistered(vec![(newer, 50)]));
     let exits = |effect: &Effect| matches!(effect, Effect::Exit(ExitReason::NewerBoot(_)));
     assert!(effects.iter().any(exits));
 }
@@ -814,7 +813,7 @@ impl Bench {
     fn proof(&mut self, epoch: u64, commit: u64) -> Vec<Effect> {
         let proven = vec![(SHARD, Epoch(epoch), Seq(commit))];
         let message = ToFollower::Proof { request: self.proof_request, proven, refused: vec![] };
-        self.on(Event::ToFollower { conn: FROM_A, message })
+        self.on(Event::FromPrimary { conn: FROM_A, message })
     }
 
     /// Answers the oldest load.
@@ -920,7 +919,7 @@ fn without_a_proof_in_time_a_read_is_refused() {
     bench.bounded_read(1_000);
     let message =
         ToFollower::Proof { request: bench.proof_request, proven: vec![], refused: vec![SHARD] };
-    check(bench.on(Event::ToFollower { conn: FROM_A, message }), &["too stale"]);
+    check(bench.on(Event::FromPrimary { conn: FROM_A, message }), &["too stale"]);
     // The primary is not connected.
     bench.bounded_read(1_000);
     check(bench.on(Event::Closed { conn: FROM_A }), &["too stale"]);
@@ -1101,14 +1100,14 @@ fn a_follower_whose_copy_is_marked_corrupt_takes_nothing_more() {
     let point = DigestPoint { counters: 9, ..bench.node.replica(SHARD).digest() };
     let say = |bench: &mut Bench, copy| {
         let message = ToFollower::Damaged { epoch: Epoch(1), copy: CopyNo(copy), point };
-        bench.on(Event::ToFollower { conn: FROM_A, message })
+        bench.on(Event::FromPrimary { conn: FROM_A, message })
     };
     // A digest of a copy that is gone.
     say(&mut bench, 7);
     assert_eq!(bench.node.replica(SHARD).trust.stopped(), None);
     let effects = say(&mut bench, 1);
     let announced = |effect: &Effect| {
-        matches!(effect, Effect::FromFollower { message: FromFollower::Copy { .. }, .. })
+        matches!(effect, Effect::ToPrimary { message: FromFollower::Copy { .. }, .. })
     };
     assert!(effects.iter().any(announced), "its primary is to ask: {effects:?}");
     let noted = |effect: &Effect| matches!(effect, Effect::Write(LogRecord::Suspect { .. }));
@@ -1129,9 +1128,9 @@ fn at_rest_the_digest_of_the_last_entry_is_sent() {
     bench.on(Event::Durable { group: 2 });
     let mut beat = || {
         let message = ToFollower::Heartbeat { sent: 0, commits: vec![] };
-        let effects = bench.on(Event::ToFollower { conn: FROM_A, message });
+        let effects = bench.on(Event::FromPrimary { conn: FROM_A, message });
         let digests = |effect: Effect| match effect {
-            Effect::FromFollower { message: FromFollower::Alive { digests, .. }, .. } => {
+            Effect::ToPrimary { message: FromFollower::Alive { digests, .. }, .. } => {
                 Some(digests.iter().map(|point| point.seq.0).collect::<Vec<_>>())
             }
             _ => None,
@@ -1176,7 +1175,7 @@ fn a_copy_made_empty_is_fit_once_it_holds_the_barrier_of_its_epoch() {
     let mut bench = Bench::new(B);
     bench.deliver(record(2, 2, A));
     bench.on(Event::Accepted { conn: FROM_A });
-    bench.on(Event::ToFollower { conn: FROM_A, message: ToFollower::Hello { from: A, to: B } });
+    bench.on(Event::FromPrimary { conn: FROM_A, message: ToFollower::Hello { from: A, to: B } });
     bench.on(Event::Durable { group: 1 });
     let entries = log(&[1, 2]);
     bench.append(1, slice(2, &entries[..1], 0, true));

@@ -14,7 +14,7 @@ use crate::ids::{CopyNo, Seq};
 use crate::message::{Reject, Slice};
 use crate::planted::Planted;
 use crate::replica::Replica;
-use crate::replica::group_commit::TurnContext;
+use crate::replica::group_commit::ReplicaTurn;
 
 /// The reason why a slice was not accepted.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -41,7 +41,7 @@ impl Replica {
     /// same.
     pub fn accept(
         &mut self,
-        turn: &mut TurnContext<'_>,
+        turn: &mut ReplicaTurn<'_>,
         slice: &Slice,
         in_sync: bool,
     ) -> Result<(), SliceRefusal> {
@@ -87,11 +87,11 @@ impl Replica {
     /// Writes what is new of the slice, as far as a full disk permits.
     fn join(
         &mut self,
-        turn: &mut TurnContext<'_>,
+        turn: &mut ReplicaTurn<'_>,
         slice: &Slice,
         in_sync: bool,
     ) -> Result<Joined, SliceRefusal> {
-        let takes = |turn: &TurnContext<'_>, entry: &Entry| {
+        let takes = |turn: &ReplicaTurn<'_>, entry: &Entry| {
             !turn.disk_full || fits_reserve(turn, entry, slice, in_sync)
         };
         let mut at = self.starting_point(turn, slice)?;
@@ -128,7 +128,7 @@ impl Replica {
     /// proves nothing: after an accepted loss a primary may never have had what is applied here.
     fn starting_point(
         &mut self,
-        turn: &mut TurnContext<'_>,
+        turn: &mut ReplicaTurn<'_>,
         slice: &Slice,
     ) -> Result<Position, SliceRefusal> {
         let by_number = turn.planted(Planted::MatchByNumber);
@@ -157,7 +157,7 @@ impl Replica {
 
     /// An applied entry is not in the log of a primary: one of the two disks lost or changed
     /// committed data. This copy stops; nothing of it is truncated.
-    fn contradicted(&mut self, turn: &mut TurnContext<'_>) -> SliceRefusal {
+    fn contradicted(&mut self, turn: &mut ReplicaTurn<'_>) -> SliceRefusal {
         self.stop(turn, "the primary's log contradicts an applied entry");
         Reject::Stopped.into()
     }
@@ -174,7 +174,7 @@ struct Joined {
 /// a new primary never commits its barrier: a cluster that is full everywhere would answer no read
 /// after a restart. Below a barrier a member of the in-sync set lacks at most what was in flight;
 /// other followers may lack any amount.
-fn fits_reserve(turn: &TurnContext<'_>, entry: &Entry, slice: &Slice, in_sync: bool) -> bool {
+fn fits_reserve(turn: &ReplicaTurn<'_>, entry: &Entry, slice: &Slice, in_sync: bool) -> bool {
     let is_small = matches!(entry.body, Body::Barrier | Body::ExpireTokens { .. });
     let opens_epoch = in_sync && entry.epoch < slice.epoch;
     (is_small || opens_epoch) && !turn.planted(Planted::FullRefusesBarrier)

@@ -1,4 +1,4 @@
-//! Group commit, and the context in which a replica handles an event.
+//! Group commit, and what a replica may use while it handles an event.
 //!
 //! Everything written since the last `Sync` belongs to the next group; a group is one log record
 //! and one fsync. While one fsync is in flight the next group gathers, so the fsync itself is what
@@ -14,7 +14,7 @@ use crate::store::log::LogRecord;
 
 /// The state that a replica may touch in one turn, that is while it handles one event: the log
 /// being written, and the effects.
-pub struct TurnContext<'a> {
+pub struct ReplicaTurn<'a> {
     /// The time of the event.
     pub now: Now,
     /// The store and the boot that this node is.
@@ -29,7 +29,7 @@ pub struct TurnContext<'a> {
     pub effects: &'a mut Vec<Effect>,
 }
 
-impl TurnContext<'_> {
+impl ReplicaTurn<'_> {
     /// Writes a record into the group being gathered.
     pub fn write(&mut self, record: LogRecord) {
         self.groups.note(&record);

@@ -36,7 +36,7 @@ use crate::planted::Planted;
 use crate::shard::apply;
 use crate::shard::state::ShardState;
 use crate::store::log::LogRecord;
-use group_commit::TurnContext;
+use group_commit::ReplicaTurn;
 use log::{LogBytes, ReplicaLog};
 use primary::Primary;
 use recovered::RecoveredReplica;
@@ -161,12 +161,12 @@ impl Replica {
     }
 
     /// Writes an entry to the log.
-    pub fn append(&mut self, turn: &mut TurnContext<'_>, entry: Entry) {
+    pub fn append(&mut self, turn: &mut ReplicaTurn<'_>, entry: Entry) {
         turn.write(LogRecord::Append { shard: self.shard, entry: entry.clone() });
         self.hold(entry);
     }
 
-    fn truncate(&mut self, turn: &mut TurnContext<'_>, after: Seq) {
+    fn truncate(&mut self, turn: &mut ReplicaTurn<'_>, after: Seq) {
         assert!(after >= self.state.applied.seq, "applied entries are never truncated");
         turn.write(LogRecord::Truncate { shard: self.shard, after });
         self.log.truncate(after);
@@ -175,7 +175,7 @@ impl Replica {
 
     /// Promises to obey no epoch below this one from now on. Messages that depend on it wait for
     /// its fsync: acknowledgements are sent per group, and this record comes before them in it.
-    pub fn promise(&mut self, turn: &mut TurnContext<'_>, epoch: Epoch) {
+    pub fn promise(&mut self, turn: &mut ReplicaTurn<'_>, epoch: Epoch) {
         assert!(epoch > self.promised, "promises only rise");
         self.promised = epoch;
         self.matched = Seq(0);
@@ -189,7 +189,7 @@ impl Replica {
     }
 
     /// Makes an empty copy. `fit`: the shard is new, so an empty copy is complete.
-    pub fn create(&mut self, turn: &mut TurnContext<'_>, slots: Slots, fit: bool) {
+    pub fn create(&mut self, turn: &mut ReplicaTurn<'_>, slots: Slots, fit: bool) {
         let clean = self.trust == Trust::Absent { clean: true };
         assert!(clean, "a copy is made only where there is no copy and no row of a former one");
         self.slots = slots;
@@ -198,11 +198,11 @@ impl Replica {
     }
 
     /// Continues with an installed snapshot in place of the old copy.
-    pub fn install(&mut self, turn: &mut TurnContext<'_>, state: ShardState) {
+    pub fn install(&mut self, turn: &mut ReplicaTurn<'_>, state: ShardState) {
         self.begin_copy(turn, state);
     }
 
-    fn begin_copy(&mut self, turn: &mut TurnContext<'_>, state: ShardState) {
+    fn begin_copy(&mut self, turn: &mut ReplicaTurn<'_>, state: ShardState) {
         self.copy = CopyNo(self.copy.0 + 1);
         self.trust = Trust::Good;
         self.removal_read = None;
@@ -217,13 +217,13 @@ impl Replica {
 
     /// Marks the copy as wrong: until it is replaced it accepts and sends nothing more, also after
     /// a restart.
-    pub fn stop(&mut self, turn: &mut TurnContext<'_>, why: &'static str) {
+    pub fn stop(&mut self, turn: &mut ReplicaTurn<'_>, why: &'static str) {
         turn.write(LogRecord::Suspect { shard: self.shard, copy: self.copy });
         self.trust.stop(why);
     }
 
     /// Deletes the copy. Its number and the promise stay.
-    pub fn drop_copy(&mut self, turn: &mut TurnContext<'_>) {
+    pub fn drop_copy(&mut self, turn: &mut ReplicaTurn<'_>) {
         turn.write(LogRecord::Drop { shard: self.shard, copy: self.copy });
         self.trust = Trust::Absent { clean: false };
         if turn.planted(Planted::DropForgetsPromise) {

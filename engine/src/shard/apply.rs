@@ -117,7 +117,7 @@ pub fn decode(entry: &Entry) -> Result<Decoded, Unknown> {
 /// Returns what to load before the entry can be applied to a shard of these slots.
 pub fn needs(decoded: &Decoded, slots: Slots) -> Needs {
     let Decoded::Ops(Ops { ops, tokened }) = decoded else { return Needs::default() };
-    let asking = ops.iter().filter(|op| op.kind.needs_value());
+    let asking = ops.iter().filter(|op| op.kind.loads_value());
     let mut counters: Vec<_> = asking.map(|op| op.counter.clone()).collect();
     counters.sort();
     counters.dedup();
@@ -219,7 +219,7 @@ impl Applying<'_> {
         let id = record_id(group, ops, self.state.slots);
         let ops = group.of(ops);
         let namespace = ops[0].counter.namespace();
-        let value_count = ops.iter().filter(|op| op.kind.needs_value()).count();
+        let value_count = ops.iter().filter(|op| op.kind.returns_value()).count();
         let planted = self.limits.planted;
         let mut found = self.tables.record(id, planted).or_else(|| self.loaded.records.get(&id));
         if group.tag.scope == Scope::Batch && Planted::PartAppliedAgain.is_in(planted) {

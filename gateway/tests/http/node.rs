@@ -279,7 +279,7 @@ impl State {
     }
 
     fn run_once(&mut self, group: &TokenedOps, ops: &[Op]) -> (TokenOutcome, Vec<i128>) {
-        let asked = ops.iter().filter(|op| op.kind.needs_value()).count();
+        let asked = ops.iter().filter(|op| op.kind.returns_value()).count();
         let whose = match group.tag.scope {
             Scope::Counter => ops[0].counter.name().to_vec(),
             Scope::Batch => Vec::new(),

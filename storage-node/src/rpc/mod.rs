@@ -264,7 +264,7 @@ impl Services {
                 self.feeds.note(*from, greeting.connection, connection);
             }
             let room = self.inbox.peers.room(bytes).await;
-            if !self.inbox.send(LoopMessage::Received(Event::ToFollower { conn, message }, room)) {
+            if !self.inbox.send(LoopMessage::Received(Event::FromPrimary { conn, message }, room)) {
                 return StreamEnd::Refused(ending());
             }
         }

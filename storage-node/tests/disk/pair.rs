@@ -224,7 +224,7 @@ impl Pair {
         let peers: Vec<_> = self.stores.iter().map(|store| (store.me, store.me.boot.0)).collect();
         for index in 0..2 {
             self.handle(index, Event::WallClock(TimeMs(1)));
-            self.handle(index, Event::Peers(peers.clone()));
+            self.handle(index, Event::PeersRegistered(peers.clone()));
             self.handle(index, Event::GatewayConnected { conn: GATEWAY });
         }
         for index in 0..2 {
@@ -455,9 +455,9 @@ impl Pair {
             }
 
             Effect::ToFollower { conn, message } => {
-                self.wires.push_back((1 - store, Event::ToFollower { conn, message }));
+                self.wires.push_back((1 - store, Event::FromPrimary { conn, message }));
             }
-            Effect::FromFollower { conn, message } => {
+            Effect::ToPrimary { conn, message } => {
                 self.wires.push_back((1 - store, Event::FromFollower { conn, message }));
             }
             Effect::Gateway { reply, .. } => self.replies.push(reply),

@@ -175,7 +175,7 @@ fn peers_are(messages: &Receiver<LoopMessage>, want: &[StoreBoot]) {
         loop {
             let message =
                 messages.recv_timeout(Duration::from_secs(20)).expect("a message in time");
-            if let LoopMessage::Event(Event::Peers(peers)) = message
+            if let LoopMessage::Event(Event::PeersRegistered(peers)) = message
                 && peers.iter().map(|(peer, _)| peer).eq(want)
             {
                 return;

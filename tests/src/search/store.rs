@@ -323,7 +323,7 @@ impl StoreMachine {
             }
             StoreInput::Accepted { conn } => Event::Accepted { conn: Conn(conn) },
             StoreInput::Received { conn, wire } => match context.wires.get(wire).clone() {
-                PeerWireMessage::To(message) => Event::ToFollower { conn: Conn(conn), message },
+                PeerWireMessage::To(message) => Event::FromPrimary { conn: Conn(conn), message },
                 PeerWireMessage::From(message) => Event::FromFollower { conn: Conn(conn), message },
                 PeerWireMessage::Closed => Event::Closed { conn: Conn(conn) },
             },
@@ -342,7 +342,7 @@ impl StoreMachine {
                 Event::Proposed { proposal, outcome }
             }
             StoreInput::Refused { store } => {
-                Event::PeerRefused { store: store_boot(store, 0).store }
+                Event::DialRefused { store: store_boot(store, 0).store }
             }
             StoreInput::Order { op, message } => {
                 let message = GatewayMessage::Frame { message, batches: vec![batch(op)] };
@@ -409,8 +409,8 @@ impl StoreMachine {
                 let wire = context.wires.number(PeerWireMessage::To(message));
                 out.push(StoreOutput::Send { conn: conn.0, wire });
             }
-            Effect::FromFollower { message: FromFollower::Alive { .. }, .. } => {}
-            Effect::FromFollower { conn, message } => {
+            Effect::ToPrimary { message: FromFollower::Alive { .. }, .. } => {}
+            Effect::ToPrimary { conn, message } => {
                 let wire = context.wires.number(PeerWireMessage::From(message));
                 out.push(StoreOutput::Send { conn: conn.0, wire });
             }

@@ -286,7 +286,7 @@ impl Coverage {
             Effect::Write(LogRecord::Append { shard, entry }) => self.appended(*shard, entry),
             Effect::Write(LogRecord::Truncate { .. }) => self.reached(Path::TailTruncated),
             Effect::Write(LogRecord::Drop { .. }) => self.reached(Path::CopyDropped),
-            Effect::FromFollower { message: FromFollower::Reject { reason, .. }, .. } => {
+            Effect::ToPrimary { message: FromFollower::Reject { reason, .. }, .. } => {
                 match reason {
                     Reject::StaleEpoch { .. } => self.reached(Path::DeposedRefused),
                     Reject::Mismatch { .. } => self.reached(Path::LogsApart),

@@ -850,7 +850,7 @@ impl NodeDriver<'_> {
                 }
                 core.send(conn, WireMessage::ToFollower(message));
             }
-            Effect::FromFollower { conn, message } => {
+            Effect::ToPrimary { conn, message } => {
                 self.accepts(core, conn, &message);
                 core.send(conn, WireMessage::FromFollower(message));
             }
@@ -1035,7 +1035,7 @@ impl NodeDriver<'_> {
         }
         if peer.refused == 2 {
             let store = peer.me.store;
-            self.handle(core, Event::PeerRefused { store });
+            self.handle(core, Event::DialRefused { store });
         }
     }
 
@@ -1064,7 +1064,7 @@ impl NodeDriver<'_> {
         if let ToFollower::Snapshot { transfer, bytes, .. } = message {
             self.running.announced.insert((conn, transfer), bytes);
         }
-        self.handle(core, Event::ToFollower { conn, message });
+        self.handle(core, Event::FromPrimary { conn, message });
     }
 
     /// A snapshot that has no room is not begun.
@@ -1244,7 +1244,7 @@ impl NodeDriver<'_> {
         }
         if peers_changed {
             let peers = self.running.keys.values().copied().collect();
-            self.handle(core, Event::Peers(peers));
+            self.handle(core, Event::PeersRegistered(peers));
             self.dial_all(core);
         }
     }

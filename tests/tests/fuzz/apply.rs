@@ -243,7 +243,7 @@ impl Oracle {
 }
 
 fn asking(ops: &[(u8, OpKind)]) -> usize {
-    ops.iter().filter(|(_, kind)| kind.needs_value()).count()
+    ops.iter().filter(|(_, kind)| kind.returns_value()).count()
 }
 
 fn payload(token: Option<(u8, u8)>, ops: &[(u8, OpKind)]) -> Vec<u8> {

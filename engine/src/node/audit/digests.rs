@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use crate::ids::{CopyNo, Epoch, Seq, ShardId, StoreId};
 use crate::message::{DigestPoint, ToFollower};
 use crate::node::audit::{Audit, on_own_damage};
-use crate::node::context::Context;
 use crate::node::event::{AuditFinding, Effect};
 use crate::node::peers::Peers;
+use crate::node::shared::NodeTurn;
 use crate::planted::Planted;
 use crate::replica::ReplicaRole;
 use crate::replica::primary::Feed;
@@ -41,42 +41,42 @@ impl Audit {
     /// Compares a digest of a follower with this node's own.
     pub(in crate::node) fn on_digest(
         &mut self,
-        ctx: &mut Context<'_>,
+        turn: &mut NodeTurn<'_>,
         peers: &mut Peers,
         store: StoreId,
         theirs: DigestPoint,
     ) {
-        let Some(primary) = ctx.shards.primary_mut(theirs.shard) else { return };
+        let Some(primary) = turn.shards.primary_mut(theirs.shard) else { return };
         // A follower that needs a snapshot reports what it had before.
         if primary.followers.get(&store).is_none_or(|follower| follower.lost_acked_data) {
             return;
         }
         primary.votes.entry(theirs.seq).or_default().insert(store, theirs);
-        if primary.votes.len() > ctx.settings.sizes.votes_max {
+        if primary.votes.len() > turn.settings.sizes.votes_max {
             primary.votes.pop_first();
         }
-        self.compare_digests(ctx, peers, theirs.shard);
+        self.compare_digests(turn, peers, theirs.shard);
     }
 
     /// Compares the digests of followers that were ahead, once entries above `before` are applied.
     pub(in crate::node) fn compare_if_reached(
         &mut self,
-        ctx: &mut Context<'_>,
+        turn: &mut NodeTurn<'_>,
         peers: &mut Peers,
         shard: ShardId,
         before: Seq,
     ) {
-        let Some(replica) = ctx.shards.get(shard) else { return };
+        let Some(replica) = turn.shards.get(shard) else { return };
         let Some(primary) = replica.primary() else { return };
         let applied = replica.state.applied.seq;
         if applied > before && primary.votes.range(before.next()..=applied).next().is_some() {
-            self.compare_digests(ctx, peers, shard);
+            self.compare_digests(turn, peers, shard);
         }
     }
 
     /// Compares the digests of all seqs that this node has reached.
-    fn compare_digests(&mut self, ctx: &mut Context<'_>, peers: &mut Peers, shard: ShardId) {
-        let Some(replica) = ctx.shards.get_mut(shard) else { return };
+    fn compare_digests(&mut self, turn: &mut NodeTurn<'_>, peers: &mut Peers, shard: ShardId) {
+        let Some(replica) = turn.shards.get_mut(shard) else { return };
         let Some(primary) = replica.primary() else { return };
         let applied = replica.state.applied.seq;
         let reached: Vec<Seq> = primary.votes.range(..=applied).map(|(&seq, _)| seq).collect();
@@ -102,13 +102,13 @@ impl Audit {
             verdicts.extend(primary.votes.remove(&seq).map(|votes| (own, votes, verdict)));
         }
         for (own, votes, verdict) in verdicts {
-            self.apply_verdict(ctx, peers, own, &votes, verdict);
+            self.apply_verdict(turn, peers, own, &votes, verdict);
         }
     }
 
     fn apply_verdict(
         &mut self,
-        ctx: &mut Context<'_>,
+        turn: &mut NodeTurn<'_>,
         peers: &mut Peers,
         own: DigestPoint,
         votes: &BTreeMap<StoreId, DigestPoint>,
@@ -126,7 +126,7 @@ impl Audit {
         let differ = votes.iter().filter(|(_, theirs)| **theirs != own);
         for (&store, &theirs) in differ {
             self.digest_mismatches += 1;
-            ctx.effects.push(Effect::Audit(AuditFinding::DigestsDiffer {
+            turn.effects.push(Effect::Audit(AuditFinding::DigestsDiffer {
                 own,
                 store,
                 theirs,
@@ -135,16 +135,16 @@ impl Audit {
         }
         match verdict {
             DigestVerdict::OwnWrong => {
-                on_own_damage(ctx, peers, shard, "its digest differs from those of the others");
+                on_own_damage(turn, peers, shard, "its digest differs from those of the others");
             }
             DigestVerdict::OthersWrong(stores) => {
-                stores.into_iter().for_each(|store| mark_corrupt(ctx, peers, store, own));
+                stores.into_iter().for_each(|store| mark_corrupt(turn, peers, store, own));
             }
             DigestVerdict::Undecided(stores) => {
-                if let Some(primary) = ctx.shards.primary_mut(shard) {
+                if let Some(primary) = turn.shards.primary_mut(shard) {
                     primary.disputed.extend(stores.into_iter().map(|store| (store, own)));
                 }
-                self.request_scrub(ctx.settings, [shard], 0);
+                self.request_scrub(turn.settings, [shard], 0);
             }
             DigestVerdict::Equal => {}
         }
@@ -154,10 +154,15 @@ impl Audit {
 /// Marks the follower's copy as corrupt: the follower leaves the in-sync set (or is marked in
 /// it, at `min_in_sync`) and needs a snapshot. It is informed, so that it neither leads nor
 /// serves reads with this copy.
-pub(super) fn mark_corrupt(ctx: &mut Context<'_>, peers: &Peers, store: StoreId, own: DigestPoint) {
+pub(super) fn mark_corrupt(
+    turn: &mut NodeTurn<'_>,
+    peers: &Peers,
+    store: StoreId,
+    own: DigestPoint,
+) {
     let shard = own.shard;
     let conn = peers.connection_to(store);
-    let Some(primary) = ctx.shards.primary_mut(shard) else { return };
+    let Some(primary) = turn.shards.primary_mut(shard) else { return };
     let epoch = primary.epoch;
     let Some(follower) = primary.followers.get_mut(&store) else { return };
     follower.lost_acked_data = true;
@@ -166,51 +171,51 @@ pub(super) fn mark_corrupt(ctx: &mut Context<'_>, peers: &Peers, store: StoreId,
     if let Some(conn) = conn {
         let copy = follower.copy;
         let message = ToFollower::Damaged { epoch, copy, point: own };
-        ctx.effects.push(Effect::ToFollower { conn, message });
+        turn.effects.push(Effect::ToFollower { conn, message });
     }
-    ctx.shards.to_review.insert(shard);
-    ctx.shards.to_send.insert((store, shard));
+    turn.shards.to_review.insert(shard);
+    turn.shards.to_send.insert((store, shard));
 }
 
 /// Handles a message of the primary: this copy differs from the others.
 pub(in crate::node) fn on_marked_corrupt(
-    ctx: &mut Context<'_>,
+    turn: &mut NodeTurn<'_>,
     peers: &mut Peers,
     primary: StoreId,
     epoch: Epoch,
     copy: CopyNo,
     theirs: DigestPoint,
 ) {
-    let Some(replica) = ctx.shards.get(theirs.shard) else { return };
+    let Some(replica) = turn.shards.get(theirs.shard) else { return };
     if replica.promised != epoch || replica.copy != copy || !replica.trust.exists() {
         return;
     }
     let at = replica.points.iter().find(|point| point.seq == theirs.seq);
     let own = at.copied().unwrap_or_else(|| replica.digest());
     let decision = "primary: this copy is wrong";
-    ctx.effects.push(Effect::Audit(AuditFinding::DigestsDiffer {
+    turn.effects.push(Effect::Audit(AuditFinding::DigestsDiffer {
         own,
         store: primary,
         theirs,
         decision,
     }));
-    on_own_damage(ctx, peers, theirs.shard, "its digest differs from that of the primary");
+    on_own_damage(turn, peers, theirs.shard, "its digest differs from that of the primary");
 }
 
 /// Returns the digests of the followed shards that were not sent on this connection yet.
 pub(in crate::node) fn unsent_digests(
-    ctx: &Context<'_>,
+    turn: &NodeTurn<'_>,
     on_connection: &mut BTreeMap<ShardId, (Seq, Seq)>,
 ) -> Vec<DigestPoint> {
     let mut points = Vec::new();
-    for replica in ctx.shards.iter() {
+    for replica in turn.shards.iter() {
         if !replica.trust.is_working() || replica.primary().is_some() {
             continue;
         }
         let (sent, seen) = on_connection.entry(replica.shard).or_default();
-        let sent_max = match ctx.planted(Planted::PointsUnlimited) {
+        let sent_max = match turn.planted(Planted::PointsUnlimited) {
             true => usize::MAX,
-            false => ctx.settings.sizes.points_sent_max,
+            false => turn.settings.sizes.points_sent_max,
         };
         let newest = replica.points.iter().rev().take(sent_max);
         let first = points.len();

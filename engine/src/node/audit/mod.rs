@@ -20,8 +20,8 @@ mod digests;
 mod scrub;
 
 use crate::ids::ShardId;
-use crate::node::context::Context;
 use crate::node::peers::Peers;
+use crate::node::shared::NodeTurn;
 
 pub(super) use digests::{on_marked_corrupt, unsent_digests};
 
@@ -41,10 +41,10 @@ impl Audit {
 /// Stops this node's own copy, which is wrong: it takes no entries and serves no reads. A primary
 /// asks for its replacement; a follower reports the damage by its next reject, and the announcement
 /// causes one even if nothing is written.
-fn on_own_damage(ctx: &mut Context<'_>, peers: &mut Peers, shard: ShardId, why: &'static str) {
-    let Some((replica, mut turn)) = ctx.in_turn(shard) else { return };
-    replica.stop(&mut turn, why);
-    ctx.shards.dirty.insert(shard);
-    ctx.shards.to_report = true;
-    peers.announce_copy(ctx, shard);
+fn on_own_damage(turn: &mut NodeTurn<'_>, peers: &mut Peers, shard: ShardId, why: &'static str) {
+    let Some((replica, mut replica_turn)) = turn.replica_in_turn(shard) else { return };
+    replica.stop(&mut replica_turn, why);
+    turn.shards.to_advance.insert(shard);
+    turn.shards.to_report = true;
+    peers.announce_copy(turn, shard);
 }

@@ -6,10 +6,10 @@ use crate::ids::{Now, ShardId, Slots, TimeMs};
 use crate::message::ScrubStatus;
 use crate::node::audit::digests::mark_corrupt;
 use crate::node::audit::{Audit, on_own_damage};
-use crate::node::context::Context;
 use crate::node::event::{AuditFinding, Effect, ScrubbedShard};
 use crate::node::peers::Peers;
 use crate::node::settings::Settings;
+use crate::node::shared::NodeTurn;
 
 /// The scrub in flight, the next one, and the result of the last one.
 #[derive(Clone, Debug, Default)]
@@ -50,13 +50,13 @@ impl Audit {
         }
     }
 
-    pub(in crate::node) fn scrub_if_due(&mut self, ctx: &mut Context<'_>) {
-        if let Some(every_ms) = ctx.settings.scrub_every_ms {
+    pub(in crate::node) fn scrub_if_due(&mut self, turn: &mut NodeTurn<'_>) {
+        if let Some(every_ms) = turn.settings.scrub_every_ms {
             // The first one comes sooner: a node that is restarted every day is scrubbed, too.
-            let next = *self.scrubbing.next.get_or_insert(ctx.now.plus_ms(every_ms / 8));
-            if ctx.now >= next {
-                self.scrubbing.next = Some(ctx.now.plus_ms(every_ms));
-                self.request_scrub(ctx.settings, [], 0);
+            let next = *self.scrubbing.next.get_or_insert(turn.now.plus_ms(every_ms / 8));
+            if turn.now >= next {
+                self.scrubbing.next = Some(turn.now.plus_ms(every_ms));
+                self.request_scrub(turn.settings, [], 0);
             }
         }
         if self.scrubbing.in_flight.is_some() {
@@ -65,17 +65,17 @@ impl Audit {
         let Some(ScrubRequest { shards, bytes_per_s }) = self.scrubbing.wanted.take() else {
             return;
         };
-        let scrub = ctx.fresh_id();
-        let held = ctx.shards.iter().filter(|replica| shards.contains(&replica.shard));
+        let scrub = turn.fresh_id();
+        let held = turn.shards.iter().filter(|replica| shards.contains(&replica.shard));
         let slots: Vec<Slots> = held.map(|replica| replica.slots).collect();
         self.scrubbing.in_flight = Some((scrub, shards));
         self.scrubbing.status.running = true;
-        ctx.effects.push(Effect::Scrub { scrub, shards: slots, bytes_per_s });
+        turn.effects.push(Effect::Scrub { scrub, shards: slots, bytes_per_s });
     }
 
     pub(in crate::node) fn on_scrubbed(
         &mut self,
-        ctx: &mut Context<'_>,
+        turn: &mut NodeTurn<'_>,
         peers: &mut Peers,
         scrub: u64,
         found: Vec<ScrubbedShard>,
@@ -86,21 +86,21 @@ impl Audit {
         };
         let mut damaged = Vec::new();
         for on_disk in &found {
-            if let Some(why) = damage_of(ctx, on_disk) {
+            if let Some(why) = damage_of(turn, on_disk) {
                 damaged.push(on_disk.point.shard);
-                on_own_damage(ctx, peers, on_disk.point.shard, why);
+                on_own_damage(turn, peers, on_disk.point.shard, why);
             }
         }
-        let held: Vec<ShardId> = ctx.shards.iter().map(|replica| replica.shard).collect();
+        let held: Vec<ShardId> = turn.shards.iter().map(|replica| replica.shard).collect();
         for shard in held.into_iter().filter(|shard| asked.is_empty() || asked.contains(shard)) {
-            resolve_dispute(ctx, peers, shard);
+            resolve_dispute(turn, peers, shard);
         }
         let shards = found.len() as u64;
-        ctx.effects
+        turn.effects
             .push(Effect::Audit(AuditFinding::Scrubbed { shards, damaged: damaged.clone() }));
         self.scrubbing.ended += 1;
         self.scrubbing.damages += damaged.len() as u64;
-        self.scrubbing.status = ScrubStatus { running: false, ended: ctx.wall, shards, damaged };
+        self.scrubbing.status = ScrubStatus { running: false, ended: turn.wall, shards, damaged };
     }
 
     /// Returns the status of the last scrub.
@@ -121,8 +121,8 @@ impl Audit {
 
 /// Returns how the disk differs from what was written to it. A copy that has been replaced
 /// since can't be compared.
-fn damage_of(ctx: &Context<'_>, found: &ScrubbedShard) -> Option<&'static str> {
-    let replica = ctx.shards.get(found.point.shard)?;
+fn damage_of(turn: &NodeTurn<'_>, found: &ScrubbedShard) -> Option<&'static str> {
+    let replica = turn.shards.get(found.point.shard)?;
     if !replica.trust.exists() || replica.copy != found.copy {
         return None;
     }
@@ -136,13 +136,13 @@ fn damage_of(ctx: &Context<'_>, found: &ScrubbedShard) -> Option<&'static str> {
 
 /// Resolves a dispute after a scrub of this node's own copy: if it is good, the copies that
 /// differ from it are wrong.
-fn resolve_dispute(ctx: &mut Context<'_>, peers: &Peers, shard: ShardId) {
-    let Some(replica) = ctx.shards.get_mut(shard) else { return };
+fn resolve_dispute(turn: &mut NodeTurn<'_>, peers: &Peers, shard: ShardId) {
+    let Some(replica) = turn.shards.get_mut(shard) else { return };
     let well = replica.trust.is_working();
     let Some(primary) = replica.primary_mut() else { return };
     for (store, own) in std::mem::take(&mut primary.disputed) {
         if well {
-            mark_corrupt(ctx, peers, store, own);
+            mark_corrupt(turn, peers, store, own);
         }
     }
 }

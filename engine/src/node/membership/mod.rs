@@ -4,6 +4,7 @@
 //! [`records`] follows what etcd has decided; [`in_sync_set`] decides, as the primary, about the
 //! in-sync set; [`replica_health`] judges which replicas can acknowledge.
 
+mod backoff;
 mod in_sync_set;
 mod records;
 mod replica_health;
@@ -11,9 +12,9 @@ mod replica_health;
 use std::collections::BTreeMap;
 
 use crate::ids::{Now, ShardId};
-use crate::node::context::Context;
 use crate::node::event::CasOutcome;
 use crate::node::peers::Peers;
+use crate::node::shared::NodeTurn;
 use crate::node::snapshots::Snapshots;
 use crate::planted::Planted;
 
@@ -24,7 +25,7 @@ pub(super) use replica_health::HealthView;
 pub(super) struct Membership {
     /// Proposals in flight.
     proposals: BTreeMap<u64, ShardId>,
-    backoff: in_sync_set::Backoff,
+    backoff: backoff::Backoff,
     next_copy_recheck: Now,
 }
 
@@ -33,7 +34,7 @@ impl Membership {
     pub(in crate::node) fn new(now: Now, copy_recheck_ms: u64) -> Self {
         Self {
             proposals: BTreeMap::new(),
-            backoff: in_sync_set::Backoff::default(),
+            backoff: backoff::Backoff::default(),
             next_copy_recheck: now.plus_ms(copy_recheck_ms),
         }
     }
@@ -43,16 +44,16 @@ impl Membership {
     /// the version.
     pub(in crate::node) fn on_proposed(
         &mut self,
-        ctx: &mut Context<'_>,
+        turn: &mut NodeTurn<'_>,
         peers: &mut Peers,
         snapshots: &mut Snapshots,
         id: u64,
         outcome: CasOutcome,
     ) {
         let Some(shard) = self.proposals.remove(&id) else { return };
-        let failure_settles = ctx.planted(Planted::FailureSettles);
-        let retry_at = ctx.now.plus_ms(ctx.settings.timing.propose_again_ms);
-        let Some(primary) = ctx.shards.primary_mut(shard) else { return };
+        let failure_settles = turn.planted(Planted::FailureSettles);
+        let retry_at = turn.now.plus_ms(turn.settings.timing.propose_again_ms);
+        let Some(primary) = turn.shards.primary_mut(shard) else { return };
         let Some(proposal) = primary.proposals.iter_mut().find(|proposal| proposal.id == id) else {
             return;
         };
@@ -61,13 +62,13 @@ impl Membership {
         match outcome {
             CasOutcome::Done { mod_revision } => {
                 let record = proposal.record.clone();
-                on_record(ctx, peers, snapshots, record, mod_revision, None);
+                on_record(turn, peers, snapshots, record, mod_revision, None);
             }
             CasOutcome::Failed | CasOutcome::Unknown => {
                 if outcome == CasOutcome::Failed && failure_settles {
                     primary.proposals.clear();
                 }
-                ctx.read_record(shard);
+                turn.read_record(shard);
             }
         }
     }
@@ -76,20 +77,20 @@ impl Membership {
     /// once a read of etcd confirms it. That read may be lost, or be answered while the copy is
     /// being replaced, and a record that does not change causes no other event: so the read is
     /// repeated until the copy is gone.
-    pub(in crate::node) fn recheck_unassigned_copies(&mut self, ctx: &mut Context<'_>) {
-        if ctx.now < self.next_copy_recheck {
+    pub(in crate::node) fn recheck_unassigned_copies(&mut self, turn: &mut NodeTurn<'_>) {
+        if turn.now < self.next_copy_recheck {
             return;
         }
-        self.next_copy_recheck = ctx.now.plus_ms(ctx.settings.timing.copy_recheck_ms);
-        let store = ctx.me.store;
+        self.next_copy_recheck = turn.now.plus_ms(turn.settings.timing.copy_recheck_ms);
+        let store = turn.me.store;
         let is_left = |shard: &ShardId| {
-            let record = ctx.shards.records.get(shard);
+            let record = turn.shards.records.get(shard);
             record.is_some_and(|(record, _)| !records::is_assigned(record, store))
         };
-        let held = ctx.shards.iter().filter(|replica| replica.trust.exists());
+        let held = turn.shards.iter().filter(|replica| replica.trust.exists());
         let left: Vec<ShardId> = held.map(|replica| replica.shard).filter(is_left).collect();
         for shard in left {
-            ctx.read_record(shard);
+            turn.read_record(shard);
         }
     }
 }

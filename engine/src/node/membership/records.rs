@@ -7,9 +7,9 @@
 
 use crate::entry::Body;
 use crate::ids::{Epoch, Seq, ShardId, StoreId};
-use crate::node::context::Context;
 use crate::node::gateways::refuse_ordered;
 use crate::node::peers::Peers;
+use crate::node::shared::NodeTurn;
 use crate::node::snapshots::Snapshots;
 use crate::planted::Planted;
 use crate::replica::ReplicaRole;
@@ -19,7 +19,7 @@ use crate::shard_record::ShardRecord;
 
 /// Handles a shard's record, from a watch or from the read with this number.
 pub(in crate::node) fn on_record(
-    ctx: &mut Context<'_>,
+    turn: &mut NodeTurn<'_>,
     peers: &mut Peers,
     snapshots: &mut Snapshots,
     record: ShardRecord,
@@ -27,39 +27,39 @@ pub(in crate::node) fn on_record(
     read: Option<u64>,
 ) {
     let shard = record.shard();
-    let known = ctx.shards.records.get(&shard).map(|(known, _)| (known.epoch, known.version));
-    let was_in_sync = ctx.shards.is_in_sync(shard, ctx.me.store);
+    let known = turn.shards.records.get(&shard).map(|(known, _)| (known.epoch, known.version));
+    let was_in_sync = turn.shards.is_in_sync(shard, turn.me.store);
     if known.is_some_and(|known| (record.epoch, record.version) < known) {
         return;
     }
     let is_new = known != Some((record.epoch, record.version));
-    ctx.shards.records.insert(shard, (record.clone(), mod_revision));
+    turn.shards.records.insert(shard, (record.clone(), mod_revision));
     if is_new {
-        follow_record(ctx, peers, &record, mod_revision);
+        follow_record(turn, peers, &record, mod_revision);
     }
-    if !was_in_sync && ctx.shards.is_in_sync(shard, ctx.me.store) {
-        peers.reannounce_refused_copy(ctx, shard);
+    if !was_in_sync && turn.shards.is_in_sync(shard, turn.me.store) {
+        peers.reannounce_refused_copy(turn, shard);
     }
-    follow_assignment(ctx, peers, snapshots, &record, read);
-    ctx.shards.to_review.insert(shard);
-    ctx.shards.dirty.insert(shard);
+    follow_assignment(turn, peers, snapshots, &record, read);
+    turn.shards.to_review.insert(shard);
+    turn.shards.to_advance.insert(shard);
 }
 
 fn follow_record(
-    ctx: &mut Context<'_>,
+    turn: &mut NodeTurn<'_>,
     peers: &mut Peers,
     record: &ShardRecord,
     mod_revision: u64,
 ) {
-    let (shard, now, planted) = (record.shard(), ctx.now, ctx.settings.planted);
-    let Some(replica) = ctx.shards.get_mut(shard) else { return };
+    let (shard, now, planted) = (record.shard(), turn.now, turn.settings.planted);
+    let Some(replica) = turn.shards.get_mut(shard) else { return };
     let Some(primary) = replica.primary_mut() else { return };
     if Planted::KeepAfterDemotion.is_in(planted) {
         let record = ShardRecord { epoch: primary.epoch, ..record.clone() };
         let _kept = primary.adopt_record(record, mod_revision, now);
-    } else if record.epoch != primary.epoch || record.primary != ctx.me {
+    } else if record.epoch != primary.epoch || record.primary != turn.me {
         if Planted::RefuseOrdered.is_in(planted) {
-            refuse_ordered(replica, ctx.effects);
+            refuse_ordered(replica, turn.effects);
         }
         // A primary never adopts the record of a newer epoch, even if that names this store
         // again.
@@ -68,63 +68,63 @@ fn follow_record(
         for store in primary.adopt_record(record.clone(), mod_revision, now) {
             peers.forget_sent(store, shard);
         }
-        peers.open_feeds(ctx, shard);
+        peers.open_feeds(turn, shard);
     }
 }
 
 /// Follows the assignment of copies: creates a copy that the record assigns to this store,
 /// deletes one that it does not, and begins to lead if it names this process.
 fn follow_assignment(
-    ctx: &mut Context<'_>,
+    turn: &mut NodeTurn<'_>,
     peers: &mut Peers,
     snapshots: &mut Snapshots,
     record: &ShardRecord,
     read: Option<u64>,
 ) {
-    let (shard, store) = (record.shard(), ctx.me.store);
-    let exists = ctx.shards.get(shard).is_some_and(|replica| replica.trust.exists());
+    let (shard, store) = (record.shard(), turn.me.store);
+    let exists = turn.shards.get(shard).is_some_and(|replica| replica.trust.exists());
     let in_sync = record.isr.contains(&store);
     let wanted = in_sync || record.learners.contains(&store);
     if wanted && !exists {
         // At epoch 1 the shard is new, and an empty copy has all its content.
-        let new = record.epoch == Epoch(1) && in_sync && !ctx.settings.suspect;
-        snapshots.create_copy(ctx, peers, shard, record.slots, new);
+        let new = record.epoch == Epoch(1) && in_sync && !turn.settings.suspect;
+        snapshots.create_copy(turn, peers, shard, record.slots, new);
     }
     if exists && !is_assigned(record, store) {
         // An entry that was acknowledged after the read began may count for a record after this
         // one.
-        let leaving = ctx.shards.get(shard).and_then(|replica| replica.removal_read);
-        let is_proof = match ctx.planted(Planted::AnyReadDeletes) {
+        let leaving = turn.shards.get(shard).and_then(|replica| replica.removal_read);
+        let is_proof = match turn.planted(Planted::AnyReadDeletes) {
             true => read.is_some() && leaving.is_some(),
             false => leaving.is_some_and(|asked| read.is_some_and(|read| read >= asked)),
         };
         match leaving {
-            Some(_) if is_proof => snapshots.drop_copy(ctx, peers, shard),
+            Some(_) if is_proof => snapshots.drop_copy(turn, peers, shard),
             // The answer will come, or the record is read again.
             Some(_) => {}
             None => {
-                let asked = ctx.read_record(shard);
-                if let Some(replica) = ctx.shards.get_mut(shard) {
+                let asked = turn.read_record(shard);
+                if let Some(replica) = turn.shards.get_mut(shard) {
                     replica.removal_read = Some(asked);
                 }
             }
         }
     }
-    let any_boot = ctx.planted(Planted::LeadAfterRestart);
-    if record.primary == ctx.me || any_boot && record.primary.store == store {
-        begin_leading(ctx, peers, shard);
+    let any_boot = turn.planted(Planted::LeadAfterRestart);
+    if record.primary == turn.me || any_boot && record.primary.store == store {
+        begin_leading(turn, peers, shard);
     }
 }
 
 /// Follows the newest record that is known again: what hindered it is gone.
 pub(in crate::node) fn follow_known_record(
-    ctx: &mut Context<'_>,
+    turn: &mut NodeTurn<'_>,
     peers: &mut Peers,
     snapshots: &mut Snapshots,
     shard: ShardId,
 ) {
-    if let Some((record, _)) = ctx.shards.records.get(&shard).cloned() {
-        follow_assignment(ctx, peers, snapshots, &record, None);
+    if let Some((record, _)) = turn.shards.records.get(&shard).cloned() {
+        follow_assignment(turn, peers, snapshots, &record, None);
     }
 }
 
@@ -135,10 +135,10 @@ pub(in crate::node) fn is_assigned(record: &ShardRecord, store: StoreId) -> bool
 
 /// Begins to lead: a promise, then a barrier on top of the whole log. Both are in the log
 /// before anything is counted, and nothing is served before the barrier is committed.
-fn begin_leading(ctx: &mut Context<'_>, peers: &mut Peers, shard: ShardId) {
-    let Some((record, mod_revision)) = ctx.shards.records.get(&shard).cloned() else { return };
-    let (now, skip) = (ctx.now, ctx.planted(Planted::SkipBarrier));
-    let Some((replica, mut turn)) = ctx.in_turn(shard) else { return };
+fn begin_leading(turn: &mut NodeTurn<'_>, peers: &mut Peers, shard: ShardId) {
+    let Some((record, mod_revision)) = turn.shards.records.get(&shard).cloned() else { return };
+    let (now, skip) = (turn.now, turn.planted(Planted::SkipBarrier));
+    let Some((replica, mut replica_turn)) = turn.replica_in_turn(shard) else { return };
     let epoch = record.epoch;
     let held = !matches!(replica.trust, Trust::Absent { .. } | Trust::Replacing { .. });
     let may_begin = held && replica.begun < epoch && replica.promised <= epoch;
@@ -146,7 +146,7 @@ fn begin_leading(ctx: &mut Context<'_>, peers: &mut Peers, shard: ShardId) {
         return;
     }
     if replica.promised < epoch {
-        replica.promise(&mut turn, epoch);
+        replica.promise(&mut replica_turn, epoch);
     }
     replica.begun = epoch;
     replica.trust.on_named_primary();
@@ -158,9 +158,9 @@ fn begin_leading(ctx: &mut Context<'_>, peers: &mut Peers, shard: ShardId) {
     primary.active = skip;
     replica.role = ReplicaRole::Primary(Box::new(primary));
     if !skip {
-        ctx.order(peers.health(), shard, Body::Barrier);
+        turn.order(peers.health(), shard, Body::Barrier);
     }
-    peers.open_feeds(ctx, shard);
-    ctx.shards.dirty.insert(shard);
-    ctx.shards.to_review.insert(shard);
+    peers.open_feeds(turn, shard);
+    turn.shards.to_advance.insert(shard);
+    turn.shards.to_review.insert(shard);
 }

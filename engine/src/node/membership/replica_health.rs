@@ -13,11 +13,11 @@
 
 use crate::ids::{Now, ShardId, StoreId};
 use crate::message::ReplicaHealth;
-use crate::node::context::Shards;
-use crate::node::context::Storage;
-use crate::node::context::{Context, Shared};
 use crate::node::peers::Peers;
 use crate::node::settings::Settings;
+use crate::node::shared::Shards;
+use crate::node::shared::Storage;
+use crate::node::shared::{NodeTurn, Shared};
 use crate::planted::Planted;
 use crate::replica::primary::{Feed, Follower, Primary};
 
@@ -37,13 +37,13 @@ pub(in crate::node) struct HealthView<'a> {
 
 impl<'a> HealthView<'a> {
     /// Returns the view during an event.
-    pub(in crate::node) fn of(ctx: &'a Context<'_>, peers: &'a Peers) -> Self {
+    pub(in crate::node) fn of(turn: &'a NodeTurn<'_>, peers: &'a Peers) -> Self {
         Self {
-            now: ctx.now,
-            me: ctx.me.store,
-            settings: ctx.settings,
-            shards: ctx.shards,
-            storage: ctx.storage,
+            now: turn.now,
+            me: turn.me.store,
+            settings: turn.settings,
+            shards: turn.shards,
+            storage: turn.storage,
             peers,
         }
     }
@@ -159,10 +159,10 @@ impl<'a> HealthView<'a> {
 }
 
 /// Updates the progress of the shard's commit.
-pub(super) fn update_progress(ctx: &mut Context<'_>, shard: ShardId, healths: &ReplicaHealths) {
-    let (now, near_ms) = (ctx.now, ctx.settings.timing.near_ms);
-    let min = ctx.settings.min_in_sync;
-    let Some(replica) = ctx.shards.get_mut(shard) else { return };
+pub(super) fn update_progress(turn: &mut NodeTurn<'_>, shard: ShardId, healths: &ReplicaHealths) {
+    let (now, near_ms) = (turn.now, turn.settings.timing.near_ms);
+    let min = turn.settings.min_in_sync;
+    let Some(replica) = turn.shards.get_mut(shard) else { return };
     let (commit, last) = (replica.commit, replica.log.last().seq);
     let Some(primary) = replica.primary_mut() else { return };
     let blocked = primary.is_below_floor(min) || hinder(primary, healths).next().is_some();

@@ -21,11 +21,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::entry::{Body, Entry, Position};
 use crate::ids::{Epoch, ShardId, StoreId};
 use crate::message::Slice;
-use crate::node::context::Context;
-use crate::node::context::Shards;
 use crate::node::event::Effect;
 use crate::node::peers::Peers;
 use crate::node::settings::Settings;
+use crate::node::shared::NodeTurn;
+use crate::node::shared::Shards;
 use crate::planted::Planted;
 use crate::replica::primary::Feed;
 use crate::replica::{Replica, ReplicaRole};
@@ -58,17 +58,17 @@ impl CatchUp {
 impl Peers {
     /// Reads the next block if one is wanted, there is room to send its entries, and no read is in
     /// flight.
-    pub(in crate::node) fn read_log_if_due(&mut self, ctx: &mut Context<'_>) {
+    pub(in crate::node) fn read_log_if_due(&mut self, turn: &mut NodeTurn<'_>) {
         if self.catch_up.reading.is_some() || self.catch_up.lagging.is_empty() {
             return;
         }
         let mut lagging = std::mem::take(&mut self.catch_up.lagging);
         let (mut wanted, mut readers) = (Vec::new(), BTreeSet::new());
-        let half = ctx.settings.sizes.window_bytes.div_ceil(2);
+        let half = turn.settings.sizes.window_bytes.div_ceil(2);
         for (&store, shards) in &mut lagging {
-            if self.room_of(store, ctx.settings) >= half {
+            if self.room_of(store, turn.settings) >= half {
                 shards.retain(|&shard| {
-                    let want = wanted_of(ctx.shards, store, shard);
+                    let want = wanted_of(turn.shards, store, shard);
                     wanted.extend(want);
                     want.is_some()
                 });
@@ -82,12 +82,12 @@ impl Peers {
         if wanted.is_empty() {
             return;
         }
-        let epoch = |one: &WantedEntries| Some((one.shard, ctx.shards.epoch_led(one.shard)?));
+        let epoch = |one: &WantedEntries| Some((one.shard, turn.shards.epoch_led(one.shard)?));
         self.catch_up.reading = Some(wanted.iter().filter_map(epoch).collect());
         self.catch_up.readers = readers;
-        let sizes = ctx.settings.sizes;
+        let sizes = turn.settings.sizes;
         let bytes_max = sizes.read_log_bytes.min(sizes.message_bytes).min(half);
-        ctx.effects.push(Effect::ReadLog { wanted, from: self.catch_up.at, bytes_max });
+        turn.effects.push(Effect::ReadLog { wanted, from: self.catch_up.at, bytes_max });
     }
 
     /// Returns the bytes that may be sent to the follower now. For a follower that is gone it is
@@ -103,30 +103,30 @@ impl Peers {
     /// was wanted after still in it.
     pub(in crate::node) fn on_log_read(
         &mut self,
-        ctx: &mut Context<'_>,
+        turn: &mut NodeTurn<'_>,
         at: LogLocation,
         parts: Vec<LogPart>,
     ) {
         let asked = self.catch_up.reading.take().unwrap_or_default();
         let mut ready = std::mem::take(&mut self.catch_up.readers);
         // One large entry may have used its half and this one: the block is read again for it.
-        ready.retain(|&store| self.room_of(store, ctx.settings) > 0);
+        ready.retain(|&store| self.room_of(store, turn.settings) > 0);
         self.catch_up.at = at;
         let mut slices: BTreeMap<StoreId, Vec<Slice>> = BTreeMap::new();
         for part in parts {
-            let is_of_now = ctx.shards.epoch_led(part.shard) == asked.get(&part.shard).copied();
-            if !is_of_now && !ctx.planted(Planted::OldReadIsSent) {
+            let is_of_now = turn.shards.epoch_led(part.shard) == asked.get(&part.shard).copied();
+            if !is_of_now && !turn.planted(Planted::OldReadIsSent) {
                 continue;
             }
-            let Some(replica) = ctx.shards.get_mut(part.shard) else { continue };
-            let planted = ctx.settings.planted;
+            let Some(replica) = turn.shards.get_mut(part.shard) else { continue };
+            let planted = turn.settings.planted;
             for (store, slice) in feed_from(replica, &part, &ready, planted) {
                 slices.entry(store).or_default().extend(slice);
-                ctx.shards.to_send.insert((store, part.shard));
+                turn.shards.to_send.insert((store, part.shard));
             }
         }
         for (store, slices) in slices {
-            self.send_append(ctx, store, slices);
+            self.send_append(turn, store, slices);
         }
     }
 }

@@ -3,10 +3,10 @@
 use crate::entry::Entry;
 use crate::ids::{Conn, CopyNo, Seq, ShardId, StoreBoot, StoreId};
 use crate::message::{FromFollower, Reject, Slice, ToFollower};
-use crate::node::context::Context;
 use crate::node::event::Effect;
 use crate::node::peers::Peers;
 use crate::node::peers::connections::{DialledConnection, SentSlice};
+use crate::node::shared::NodeTurn;
 use crate::node::snapshots::Snapshots;
 use crate::planted::Planted;
 use crate::replica::primary::{Feed, Follower, Primary};
@@ -16,19 +16,19 @@ use crate::replica::{Replica, ReplicaRole};
 impl Peers {
     pub(in crate::node) fn on_dialled(
         &mut self,
-        ctx: &mut Context<'_>,
+        turn: &mut NodeTurn<'_>,
         conn: Conn,
         peer: StoreBoot,
     ) {
         self.dialled.insert(conn, DialledConnection::new(peer));
-        let message = ToFollower::Hello { from: ctx.me, to: peer };
-        ctx.effects.push(Effect::ToFollower { conn, message });
+        let message = ToFollower::Hello { from: turn.me, to: peer };
+        turn.effects.push(Effect::ToFollower { conn, message });
     }
 
     /// Takes a message of a follower. Returns it with its sender, once that has identified itself.
     pub(in crate::node) fn admit_from_follower(
         &mut self,
-        ctx: &mut Context<'_>,
+        turn: &mut NodeTurn<'_>,
         conn: Conn,
         message: FromFollower,
     ) -> Option<(StoreBoot, FromFollower)> {
@@ -36,25 +36,25 @@ impl Peers {
         let peer = connection.peer;
         if let FromFollower::Welcome { from, copies } = message {
             if from != peer || connection.welcome {
-                self.close(ctx, conn);
+                self.close(turn, conn);
                 return None;
             }
             connection.welcome = true;
             connection.copies = copies.into_iter().collect();
-            self.on_welcome(ctx, conn, peer);
+            self.on_welcome(turn, conn, peer);
             return None;
         }
         if !connection.welcome {
-            self.close(ctx, conn);
+            self.close(turn, conn);
             return None;
         }
-        self.health.note_alive(peer.store, ctx.now);
+        self.health.note_alive(peer.store, turn.now);
         Some((peer, message))
     }
 
     pub(in crate::node) fn on_copy(
         &mut self,
-        ctx: &mut Context<'_>,
+        turn: &mut NodeTurn<'_>,
         conn: Conn,
         shard: ShardId,
         copy: CopyNo,
@@ -65,22 +65,22 @@ impl Peers {
         connection.copies.remove(&shard);
         if copy != CopyNo(0) {
             connection.copies.insert(shard, copy);
-            self.open_feed(ctx, peer, shard, copy);
-        } else if let Some(follower) = ctx.shards.follower_mut(peer.store, shard) {
+            self.open_feed(turn, peer, shard, copy);
+        } else if let Some(follower) = turn.shards.follower_mut(peer.store, shard) {
             follower.feed = Feed::Cut;
         }
     }
 
-    pub(in crate::node) fn on_ack(&mut self, ctx: &mut Context<'_>, conn: Conn, n: u64) {
+    pub(in crate::node) fn on_ack(&mut self, turn: &mut NodeTurn<'_>, conn: Conn, n: u64) {
         let Some(connection) = self.dialled.get_mut(&conn) else { return };
         let (peer, slices) = (connection.peer, connection.acked(n));
         self.health.note_unacked(peer.store, connection.unacked_since());
-        slices.into_iter().for_each(|slice| on_acked(ctx, peer, slice));
+        slices.into_iter().for_each(|slice| on_acked(turn, peer, slice));
     }
 
     pub(in crate::node) fn on_rejected(
         &mut self,
-        ctx: &mut Context<'_>,
+        turn: &mut NodeTurn<'_>,
         conn: Conn,
         n: u64,
         shard: ShardId,
@@ -89,45 +89,45 @@ impl Peers {
         let Some(connection) = self.dialled.get_mut(&conn) else { return };
         let peer = connection.peer;
         if connection.rejected(n, shard) {
-            self.on_reject(ctx, peer, shard, reason);
+            self.on_reject(turn, peer, shard, reason);
         }
     }
 
-    fn on_welcome(&mut self, ctx: &mut Context<'_>, conn: Conn, peer: StoreBoot) {
+    fn on_welcome(&mut self, turn: &mut NodeTurn<'_>, conn: Conn, peer: StoreBoot) {
         if let Some(older) = self.dialled_to.insert(peer.store, conn)
             && older != conn
         {
-            self.close(ctx, older);
+            self.close(turn, older);
             self.dialled_to.insert(peer.store, conn);
         }
-        self.health.note_alive(peer.store, ctx.now);
+        self.health.note_alive(peer.store, turn.now);
         self.health.note_unacked(peer.store, None);
         self.health.note_connected(peer.store);
-        self.cut_feeds(ctx, peer.store);
+        self.cut_feeds(turn, peer.store);
         let Some(connection) = self.dialled.get(&conn) else { return };
         for (shard, copy) in connection.copies.clone() {
-            self.open_feed(ctx, peer, shard, copy);
+            self.open_feed(turn, peer, shard, copy);
         }
     }
 
-    pub(super) fn cut_feeds(&self, ctx: &mut Context<'_>, store: StoreId) {
+    pub(super) fn cut_feeds(&self, turn: &mut NodeTurn<'_>, store: StoreId) {
         let mut cut = Vec::new();
-        for replica in ctx.shards.iter_mut() {
+        for replica in turn.shards.iter_mut() {
             let follower = replica.primary_mut().and_then(|p| p.followers.get_mut(&store));
             if let Some(follower) = follower {
                 follower.feed = Feed::Cut;
                 cut.push(replica.shard);
             }
         }
-        ctx.shards.to_review.extend(cut);
+        turn.shards.to_review.extend(cut);
     }
 
     /// Feeds this follower on its present connection, from the end of this node's log: the follower
     /// rejects if that does not fit its own log. Acknowledgements of another process or copy no
     /// longer count.
-    fn open_feed(&self, ctx: &mut Context<'_>, peer: StoreBoot, shard: ShardId, copy: CopyNo) {
-        let keeps_acks = ctx.planted(Planted::KeepAcksOfOldCopy);
-        let Some(replica) = ctx.shards.get_mut(shard) else { return };
+    fn open_feed(&self, turn: &mut NodeTurn<'_>, peer: StoreBoot, shard: ShardId, copy: CopyNo) {
+        let keeps_acks = turn.planted(Planted::KeepAcksOfOldCopy);
+        let Some(replica) = turn.shards.get_mut(shard) else { return };
         let last = replica.log.last();
         let Some(primary) = replica.primary_mut() else { return };
         let Some(follower) = primary.followers.get_mut(&peer.store) else { return };
@@ -141,30 +141,30 @@ impl Peers {
         follower.proven = false;
         follower.tried = None;
         follower.feed = Feed::Streaming { opening: true };
-        ctx.shards.to_send.insert((peer.store, shard));
-        ctx.shards.to_review.insert(shard);
+        turn.shards.to_send.insert((peer.store, shard));
+        turn.shards.to_review.insert(shard);
     }
 
     /// Opens the feeds of a shard that this node has begun to lead, or that has new followers.
-    pub(in crate::node) fn open_feeds(&mut self, ctx: &mut Context<'_>, shard: ShardId) {
-        let Some(primary) = ctx.shards.primary(shard) else { return };
+    pub(in crate::node) fn open_feeds(&mut self, turn: &mut NodeTurn<'_>, shard: ShardId) {
+        let Some(primary) = turn.shards.primary(shard) else { return };
         let cut = |store: &&StoreId| primary.followers[store].feed == Feed::Cut;
         let stores: Vec<_> = primary.followers.keys().filter(cut).copied().collect();
         for store in stores {
-            self.health.expect(store, ctx.now);
+            self.health.expect(store, turn.now);
             if !self.dialled_to.contains_key(&store) {
-                self.health.note_disconnected(store, ctx.now);
+                self.health.note_disconnected(store, turn.now);
             }
-            self.reopen_feed(ctx, store, shard);
+            self.reopen_feed(turn, store, shard);
         }
     }
 
     /// Feeds the follower again if it is connected and has a copy of the shard.
-    fn reopen_feed(&self, ctx: &mut Context<'_>, store: StoreId, shard: ShardId) {
+    fn reopen_feed(&self, turn: &mut NodeTurn<'_>, store: StoreId, shard: ShardId) {
         let conn = self.dialled_to.get(&store);
         let Some(connection) = conn.and_then(|conn| self.dialled.get(conn)) else { return };
         if let Some(&copy) = connection.copies.get(&shard) {
-            self.open_feed(ctx, connection.peer, shard, copy);
+            self.open_feed(turn, connection.peer, shard, copy);
         }
     }
 
@@ -178,19 +178,19 @@ impl Peers {
 
     fn on_reject(
         &mut self,
-        ctx: &mut Context<'_>,
+        turn: &mut NodeTurn<'_>,
         peer: StoreBoot,
         shard: ShardId,
         reason: Reject,
     ) {
-        let Some(replica) = ctx.shards.get_mut(shard) else { return };
+        let Some(replica) = turn.shards.get_mut(shard) else { return };
         if let Reject::StaleEpoch { promised } = reason {
-            if ctx.shards.step_down_below(shard, promised) {
-                ctx.read_record(shard);
+            if turn.shards.step_down_below(shard, promised) {
+                turn.read_record(shard);
             }
             return;
         }
-        let (commit, planted) = (replica.commit, ctx.settings.planted);
+        let (commit, planted) = (replica.commit, turn.settings.planted);
         let (joined, applied) = match &reason {
             Reject::Mismatch { ends, applied } => {
                 let own = replica.log.position(applied.seq);
@@ -215,7 +215,7 @@ impl Peers {
                 lost = counted && joined.seq < commit;
             }
             Reject::WrongCopy { copy: CopyNo(0) } => follower.feed = Feed::Cut,
-            Reject::WrongCopy { copy } => self.open_feed(ctx, peer, shard, copy),
+            Reject::WrongCopy { copy } => self.open_feed(turn, peer, shard, copy),
             // The answer to a slice that was sent before the snapshot began.
             Reject::Stopped if matches!(follower.feed, Feed::Snapshot { .. }) => {}
             Reject::Stopped => {
@@ -230,16 +230,16 @@ impl Peers {
             Reject::StaleEpoch { .. } => {}
         }
         if lost {
-            self.on_lost(ctx, peer.store, shard);
+            self.on_lost(turn, peer.store, shard);
         }
-        ctx.shards.to_review.insert(shard);
-        ctx.shards.to_send.insert((peer.store, shard));
+        turn.shards.to_review.insert(shard);
+        turn.shards.to_send.insert((peer.store, shard));
     }
 
     /// Handles an in-sync member that lacks what it has acknowledged: its disk lost it. It leaves
     /// the in-sync set (or is marked in it, at `min_in_sync`) and needs a snapshot.
-    fn on_lost(&mut self, ctx: &mut Context<'_>, store: StoreId, shard: ShardId) {
-        let Some(follower) = ctx.shards.follower_mut(store, shard) else { return };
+    fn on_lost(&mut self, turn: &mut NodeTurn<'_>, store: StoreId, shard: ShardId) {
+        let Some(follower) = turn.shards.follower_mut(store, shard) else { return };
         if !follower.lost_acked_data {
             follower.lost_acked_data = true;
             follower.acked = Seq(0);
@@ -251,29 +251,29 @@ impl Peers {
     /// log does not reach gets a snapshot.
     pub(in crate::node) fn send_slices(
         &mut self,
-        ctx: &mut Context<'_>,
+        turn: &mut NodeTurn<'_>,
         snapshots: &mut Snapshots,
     ) {
-        let mut todo = std::mem::take(&mut ctx.shards.to_send);
+        let mut todo = std::mem::take(&mut turn.shards.to_send);
         while let Some(&(store, _)) = todo.first() {
             let rest = todo.split_off(&(StoreId(store.0.saturating_add(1)), ShardId(0)));
             let shards = todo.into_iter().map(|(_, shard)| shard).collect();
             todo = rest;
-            self.send_to(ctx, snapshots, store, shards);
+            self.send_to(turn, snapshots, store, shards);
         }
     }
 
     fn send_to(
         &mut self,
-        ctx: &mut Context<'_>,
+        turn: &mut NodeTurn<'_>,
         snapshots: &mut Snapshots,
         store: StoreId,
         shards: Vec<ShardId>,
     ) {
         let Some(&conn) = self.dialled_to.get(&store) else { return };
         let Some(connection) = self.dialled.get(&conn) else { return };
-        let sizes = ctx.settings.sizes;
-        let limit = |bug: Planted, bytes| if ctx.planted(bug) { usize::MAX } else { bytes };
+        let sizes = turn.settings.sizes;
+        let limit = |bug: Planted, bytes| if turn.planted(bug) { usize::MAX } else { bytes };
         let kept_free = self.catch_up.reserved(store, sizes.window_bytes);
         let room = connection
             .room(limit(Planted::WindowIgnored, sizes.window_bytes - kept_free))
@@ -281,25 +281,25 @@ impl Peers {
         let (mut slices, mut bytes) = (Vec::new(), 0);
         for shard in shards {
             if bytes >= room {
-                ctx.shards.to_send.insert((store, shard)); // The next ack makes room.
+                turn.shards.to_send.insert((store, shard)); // The next ack makes room.
                 continue;
             }
-            match self.next_slice(ctx, store, shard, room - bytes) {
+            match self.next_slice(turn, store, shard, room - bytes) {
                 NextSlice::Send(slice) => {
                     bytes += slice.size();
                     slices.push(slice);
                 }
-                NextSlice::NeedsSnapshot => snapshots.begin(ctx, conn, store, shard),
+                NextSlice::NeedsSnapshot => snapshots.begin(turn, conn, store, shard),
                 NextSlice::None => {}
             }
         }
-        self.send_append(ctx, store, slices);
+        self.send_append(turn, store, slices);
     }
 
     /// Sends these slices in one message, and counts them until they are acknowledged.
     pub(super) fn send_append(
         &mut self,
-        ctx: &mut Context<'_>,
+        turn: &mut NodeTurn<'_>,
         store: StoreId,
         slices: Vec<Slice>,
     ) {
@@ -312,20 +312,20 @@ impl Peers {
         }
         let bytes = slices.iter().map(Slice::size).sum();
         let sent = slices.iter().map(SentSlice::of).collect();
-        let n = connection.sent(ctx.now, bytes, sent);
+        let n = connection.sent(turn.now, bytes, sent);
         let message = ToFollower::Append { n, slices };
-        ctx.effects.push(Effect::ToFollower { conn, message });
+        turn.effects.push(Effect::ToFollower { conn, message });
     }
 
     /// Returns the next slice for the follower, and marks it as sent.
     fn next_slice(
         &mut self,
-        ctx: &mut Context<'_>,
+        turn: &mut NodeTurn<'_>,
         store: StoreId,
         shard: ShardId,
         bytes_max: usize,
     ) -> NextSlice {
-        let Some(replica) = ctx.shards.get_mut(shard) else { return NextSlice::None };
+        let Some(replica) = turn.shards.get_mut(shard) else { return NextSlice::None };
         let (slots, commit) = (replica.slots, replica.commit);
         let (base, last) = (replica.log.base().seq, replica.log.last().seq);
         let ReplicaRole::Primary(primary) = &mut replica.role else { return NextSlice::None };
@@ -349,7 +349,7 @@ impl Peers {
         if replica.log.position(prev.seq) != Some(prev) {
             // The follower has applied entries that are not in this log.
             follower.feed = Feed::NeedsSnapshot;
-            ctx.shards.to_send.insert((store, shard));
+            turn.shards.to_send.insert((store, shard));
             return NextSlice::None;
         }
         // A follower whose disk is full refuses what is above the barrier, and all that comes in
@@ -368,7 +368,7 @@ impl Peers {
         follower.feed = Feed::Streaming { opening: false };
         let (copy, has_more) = (follower.copy, follower.sent.seq < last);
         if has_more {
-            ctx.shards.to_send.insert((store, shard));
+            turn.shards.to_send.insert((store, shard));
         }
         let slice = Slice { shard, slots, epoch, copy, prev, commit, resume: opening, entries };
         NextSlice::Send(slice)
@@ -377,30 +377,30 @@ impl Peers {
     // ---- by the clock --------------------------------------------------------------------------
 
     /// Sends a heartbeat to every follower, if it is due, with the commits that have moved.
-    pub(in crate::node) fn send_heartbeats_if_due(&mut self, ctx: &mut Context<'_>) {
-        if ctx.now < self.next_heartbeat {
+    pub(in crate::node) fn send_heartbeats_if_due(&mut self, turn: &mut NodeTurn<'_>) {
+        if turn.now < self.next_heartbeat {
             return;
         }
-        self.next_heartbeat = ctx.now.plus_ms(ctx.settings.heartbeat_ms);
-        self.retry_full_followers(ctx);
+        self.next_heartbeat = turn.now.plus_ms(turn.settings.heartbeat_ms);
+        self.retry_full_followers(turn);
         let welcome = |(_, connection): &(_, &mut DialledConnection)| connection.welcome;
         for (&conn, connection) in self.dialled.iter_mut().filter(welcome) {
             let mut commits = Vec::new();
-            for (replica, primary) in ctx.shards.led().filter(|(_, primary)| primary.active) {
+            for (replica, primary) in turn.shards.led().filter(|(_, primary)| primary.active) {
                 let (shard, sent) = (replica.shard, (primary.epoch, replica.commit));
                 let follows = primary.followers.contains_key(&connection.peer.store);
                 if follows && connection.commits_sent.insert(shard, sent) != Some(sent) {
                     commits.push((shard, primary.epoch, replica.commit));
                 }
             }
-            let message = ToFollower::Heartbeat { sent: ctx.now.0, commits };
-            ctx.effects.push(Effect::ToFollower { conn, message });
+            let message = ToFollower::Heartbeat { sent: turn.now.0, commits };
+            turn.effects.push(Effect::ToFollower { conn, message });
         }
     }
 
     /// Tries again the followers that refused for lack of space, once they no longer report it:
     /// those that lacked it for a snapshot once they report enough of it.
-    fn retry_full_followers(&self, ctx: &mut Context<'_>) {
+    fn retry_full_followers(&self, turn: &mut NodeTurn<'_>) {
         let is_full = |(store, follower): &(&StoreId, &Follower)| {
             // Room for a snapshot is a stronger condition than a log that is not too long.
             let has_room = match follower.copy_bytes {
@@ -413,8 +413,8 @@ impl Peers {
             let full = primary.followers.iter().filter(is_full);
             full.map(|(&store, _)| (store, replica.shard)).collect::<Vec<_>>()
         };
-        let full: Vec<_> = ctx.shards.led().flat_map(full).collect();
-        full.into_iter().for_each(|(store, shard)| self.reopen_feed(ctx, store, shard));
+        let full: Vec<_> = turn.shards.led().flat_map(full).collect();
+        full.into_iter().for_each(|(store, shard)| self.reopen_feed(turn, store, shard));
     }
 
     /// Records since when each follower has not acknowledged a message.
@@ -432,9 +432,9 @@ enum NextSlice {
     None,
 }
 
-fn on_acked(ctx: &mut Context<'_>, peer: StoreBoot, slice: SentSlice) {
+fn on_acked(turn: &mut NodeTurn<'_>, peer: StoreBoot, slice: SentSlice) {
     let shard = slice.shard;
-    let Some(replica) = ctx.shards.get_mut(shard) else { return };
+    let Some(replica) = turn.shards.get_mut(shard) else { return };
     let commit = replica.commit;
     let Some(primary) = replica.primary_mut() else { return };
     let Some(follower) = primary.followers.get_mut(&peer.store) else { return };
@@ -451,9 +451,9 @@ fn on_acked(ctx: &mut Context<'_>, peer: StoreBoot, slice: SentSlice) {
         follower.lost_acked_data = false;
     }
     let reviewed = primary.record.learners.contains(&peer.store) || primary.frozen;
-    ctx.shards.dirty.insert(shard);
+    turn.shards.to_advance.insert(shard);
     if reviewed {
-        ctx.shards.to_review.insert(shard);
+        turn.shards.to_review.insert(shard);
     }
-    ctx.shards.to_send.insert((peer.store, shard));
+    turn.shards.to_send.insert((peer.store, shard));
 }

@@ -37,13 +37,17 @@ impl PeerHealth {
         self.refused.remove(&store);
     }
 
-    /// Records the age of the peer's last fsync, in milliseconds.
-    pub(in crate::node) fn note_fsync_age(&mut self, store: StoreId, age_ms: u64) {
-        self.fsync_age_ms.insert(store, age_ms);
-    }
-
-    /// Records whether the peer's disk is full.
-    pub(in crate::node) fn note_full(&mut self, store: StoreId, full: bool) {
+    /// Records what the peer reports of its disk: the age of its last fsync in milliseconds,
+    /// whether it is full, and its free bytes.
+    pub(in crate::node) fn note_disk(
+        &mut self,
+        store: StoreId,
+        fsync_age_ms: u64,
+        full: bool,
+        room_bytes: u64,
+    ) {
+        self.fsync_age_ms.insert(store, fsync_age_ms);
+        self.room_bytes.insert(store, room_bytes);
         match full {
             true => self.full.insert(store),
             false => self.full.remove(&store),
@@ -65,11 +69,6 @@ impl PeerHealth {
     pub(in crate::node) fn wall(&self, store: StoreId, now: Now) -> Option<TimeMs> {
         let (wall, reported) = self.walls.get(&store)?;
         Some(TimeMs(wall.0.saturating_add(now.ms_since(*reported))))
-    }
-
-    /// Records the free bytes of the peer.
-    pub(in crate::node) fn note_room(&mut self, store: StoreId, bytes: u64) {
-        self.room_bytes.insert(store, bytes);
     }
 
     /// Returns the free bytes of the peer, as it last reported; no limit without a report.
@@ -189,7 +188,7 @@ mod tests {
         check(cut, 1000, true);
         let stalled = |health: &mut PeerHealth| {
             health.note_alive(A, Now(0));
-            health.note_fsync_age(A, 1000);
+            health.note_disk(A, 1000, false, 0);
         };
         check(stalled, 1, true);
         let refused = |health: &mut PeerHealth| {

@@ -16,11 +16,11 @@ use std::collections::BTreeMap;
 
 use crate::ids::{Boot, Conn, CopyNo, Now, ShardId, StoreBoot, StoreId};
 use crate::message::FromFollower;
-use crate::node::context::Context;
 use crate::node::event::{Effect, ExitReason};
 use crate::node::peers::connections::{AcceptedConnection, DialledConnection};
 use crate::node::peers::health::PeerHealth;
 use crate::node::settings::Settings;
+use crate::node::shared::NodeTurn;
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct Peers {
@@ -86,49 +86,49 @@ impl Peers {
     /// Handles a change of the `node/` keys.
     pub(in crate::node) fn on_registered(
         &mut self,
-        ctx: &mut Context<'_>,
+        turn: &mut NodeTurn<'_>,
         peers: &[(StoreBoot, u64)],
     ) {
         let key = |&(peer, revision): &(StoreBoot, u64)| (peer.store, (peer.boot, revision));
         self.registered = peers.iter().map(key).collect();
-        let me = ctx.me;
+        let me = turn.me;
         if let Some((newest, _)) = self.registered(me.store)
             && newest > me.boot
         {
             let newer = StoreBoot { store: me.store, boot: newest };
-            ctx.effects.push(Effect::Exit(ExitReason::NewerBoot(newer)));
+            turn.effects.push(Effect::Exit(ExitReason::NewerBoot(newer)));
         }
     }
 
-    pub(in crate::node) fn on_refused(&mut self, ctx: &mut Context<'_>, store: StoreId) {
+    pub(in crate::node) fn on_refused(&mut self, turn: &mut NodeTurn<'_>, store: StoreId) {
         self.health.note_refused(store);
-        ctx.shards.review_led();
+        turn.shards.review_led();
     }
 
     /// Announces to every primary that a copy has come, gone or been replaced, before anything else
     /// about the shard.
-    pub(in crate::node) fn announce_copy(&mut self, ctx: &mut Context<'_>, shard: ShardId) {
-        let Some(replica) = ctx.shards.get(shard) else { return };
+    pub(in crate::node) fn announce_copy(&mut self, turn: &mut NodeTurn<'_>, shard: ShardId) {
+        let Some(replica) = turn.shards.get(shard) else { return };
         let copy = if replica.trust.exists() { replica.copy } else { CopyNo(0) };
         let named = |connection: &&mut AcceptedConnection| connection.peer.is_some();
         for (&conn, connection) in &mut self.accepted {
             if let Some(connection) = Some(connection).filter(named) {
                 connection.skipping.remove(&shard);
                 let message = FromFollower::Copy { shard, copy };
-                ctx.effects.push(Effect::FromFollower { conn, message });
+                turn.effects.push(Effect::ToPrimary { conn, message });
             }
         }
     }
 
     // ---- the end of a connection ---------------------------------------------------------------
 
-    fn close(&mut self, ctx: &mut Context<'_>, conn: Conn) {
-        ctx.effects.push(Effect::Close { conn });
-        self.on_closed(ctx, conn);
+    fn close(&mut self, turn: &mut NodeTurn<'_>, conn: Conn) {
+        turn.effects.push(Effect::Close { conn });
+        self.on_closed(turn, conn);
     }
 
     /// Discards a connection that is closed. What was sent on it may have arrived or not.
-    pub(in crate::node) fn on_closed(&mut self, ctx: &mut Context<'_>, conn: Conn) {
+    pub(in crate::node) fn on_closed(&mut self, turn: &mut NodeTurn<'_>, conn: Conn) {
         self.closed.push(conn);
         self.accepted.remove(&conn);
         let Some(connection) = self.dialled.remove(&conn) else { return };
@@ -138,8 +138,8 @@ impl Peers {
             return;
         }
         self.dialled_to.remove(&store);
-        self.health.note_disconnected(store, ctx.now);
-        self.cut_feeds(ctx, store);
+        self.health.note_disconnected(store, turn.now);
+        self.cut_feeds(turn, store);
     }
 
     /// Returns the connections that were closed in this event: other parts have to forget them.

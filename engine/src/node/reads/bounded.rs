@@ -26,13 +26,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::ids::{Conn, Epoch, Now, Seq, ShardId};
 use crate::memory;
 use crate::message::{FromFollower, Refusal, ToFollower};
-use crate::node::context::Context;
 use crate::node::event::Effect;
 use crate::node::peers::Peers;
 use crate::node::reads::Reads;
 use crate::node::reads::captured::{ReadBasis, ReadRequest, refuse};
 use crate::node::reads::read_index::ClaimOutcome;
 use crate::node::settings::NodeSizes;
+use crate::node::shared::NodeTurn;
 use crate::planted::Planted;
 use crate::replica::Replica;
 
@@ -171,38 +171,38 @@ impl Reads {
     /// Handles a read that accepts values of at most this age. A primary answers it like any other.
     pub(super) fn on_bounded_read(
         &mut self,
-        ctx: &mut Context<'_>,
+        turn: &mut NodeTurn<'_>,
         request: ReadRequest,
         max_staleness_ms: u64,
     ) {
         let shard = request.slots.shard();
-        let replica = ctx.shards.get(shard);
+        let replica = turn.shards.get(shard);
         if replica.is_some_and(|replica| replica.primary().is_some()) {
-            return self.on_linearizable_read(ctx, request);
+            return self.on_linearizable_read(turn, request);
         }
         let Some(replica) = replica.filter(|replica| may_serve(replica)) else {
-            return refuse(ctx, &request, Refusal::Stale);
+            return refuse(turn, &request, Refusal::Stale);
         };
         if !request.is_of(replica) {
-            return refuse(ctx, &request, Refusal::NoSuchShard);
+            return refuse(turn, &request, Refusal::NoSuchShard);
         }
-        let sizes = &ctx.settings.sizes;
+        let sizes = &turn.settings.sizes;
         if self.captured.is_full(sizes) || self.bounded.is_full(sizes) {
-            return refuse(ctx, &request, Refusal::Overloaded);
+            return refuse(turn, &request, Refusal::Overloaded);
         }
         // A request that is sent now is of no use to the read once it is older than that.
-        let patience = ctx.settings.proof_wait_ms.min(max_staleness_ms);
-        let waiting = BoundedRead { request, max_staleness_ms, until: ctx.now.plus_ms(patience) };
-        if let Some(waiting) = self.answer_or_return(ctx, waiting) {
-            let read = ctx.fresh_id();
-            self.bounded.wait(ctx.now, read, waiting);
+        let patience = turn.settings.proof_wait_ms.min(max_staleness_ms);
+        let waiting = BoundedRead { request, max_staleness_ms, until: turn.now.plus_ms(patience) };
+        if let Some(waiting) = self.answer_or_return(turn, waiting) {
+            let read = turn.fresh_id();
+            self.bounded.wait(turn.now, read, waiting);
         }
     }
 
     /// Answers the read if what is applied here is proved to be young enough. Otherwise returns it.
     fn answer_or_return(
         &mut self,
-        ctx: &mut Context<'_>,
+        turn: &mut NodeTurn<'_>,
         waiting: BoundedRead,
     ) -> Option<BoundedRead> {
         let shard = waiting.request.slots.shard();
@@ -210,68 +210,68 @@ impl Reads {
             return Some(waiting);
         };
         let reached = |replica: &Replica| may_serve(replica) && replica.state.applied.seq >= commit;
-        let content = waiting.accepts(ctx.now, asked);
-        if !content || !ctx.shards.get(shard).is_some_and(reached) {
+        let content = waiting.accepts(turn.now, asked);
+        if !content || !turn.shards.get(shard).is_some_and(reached) {
             return Some(waiting);
         }
-        if ctx.now.ms_since(asked) > waiting.max_staleness_ms / 2 {
+        if turn.now.ms_since(asked) > waiting.max_staleness_ms / 2 {
             self.bounded.want(shard);
         }
-        let read = self.capture(ctx, waiting.request, ReadBasis::AsOf(asked));
-        self.answer_if_ready(ctx, read);
+        let read = self.capture(turn, waiting.request, ReadBasis::AsOf(asked));
+        self.answer_if_ready(turn, read);
         None
     }
 
     /// Answers the reads that waited for what has been applied, or for a proof that has come.
-    pub(in crate::node) fn answer_waiting(&mut self, ctx: &mut Context<'_>, shard: ShardId) {
-        if self.bounded.waiting.is_empty() || !self.proof_has_advanced(ctx, shard) {
+    pub(in crate::node) fn answer_waiting(&mut self, turn: &mut NodeTurn<'_>, shard: ShardId) {
+        if self.bounded.waiting.is_empty() || !self.proof_has_advanced(turn, shard) {
             return;
         }
         for read in self.bounded.waiting_for(shard) {
             let Some(waiting) = self.bounded.take(shard, read) else { continue };
-            if let Some(waiting) = self.answer_or_return(ctx, waiting) {
-                self.bounded.wait(ctx.now, read, waiting);
+            if let Some(waiting) = self.answer_or_return(turn, waiting) {
+                self.bounded.wait(turn.now, read, waiting);
             }
         }
     }
 
     /// Returns whether waiting reads must be checked again: a proof has come, or its commit was
     /// reached. Nothing else changes their outcome, in particular not every entry that is applied.
-    fn proof_has_advanced(&mut self, ctx: &Context<'_>, shard: ShardId) -> bool {
-        let applied = ctx.shards.get(shard).map_or(Seq(0), |replica| replica.state.applied.seq);
+    fn proof_has_advanced(&mut self, turn: &NodeTurn<'_>, shard: ShardId) -> bool {
+        let applied = turn.shards.get(shard).map_or(Seq(0), |replica| replica.state.applied.seq);
         let Some(proof) = self.bounded.proofs.get_mut(&shard) else { return false };
         let reached = applied >= proof.commit;
         proof.reached_at_last_check.replace(reached) != Some(reached)
     }
 
-    fn refuse_waiting(&mut self, ctx: &mut Context<'_>, shard: ShardId) {
+    fn refuse_waiting(&mut self, turn: &mut NodeTurn<'_>, shard: ShardId) {
         self.bounded.wanted.remove(&shard);
         for read in self.bounded.waiting_for(shard) {
             if let Some(waiting) = self.bounded.take(shard, read) {
-                refuse(ctx, &waiting.request, Refusal::Stale);
+                refuse(turn, &waiting.request, Refusal::Stale);
             }
         }
     }
 
     /// Refuses the reads that have waited for too long, and sends requests and proofs.
-    pub(in crate::node) fn advance_bounded(&mut self, ctx: &mut Context<'_>, peers: &Peers) {
+    pub(in crate::node) fn advance_bounded(&mut self, turn: &mut NodeTurn<'_>, peers: &Peers) {
         while let Some(&(at, shard, read)) = self.bounded.deadlines.first()
-            && at <= ctx.now
+            && at <= turn.now
         {
             if let Some(waiting) = self.bounded.take(shard, read) {
-                refuse(ctx, &waiting.request, Refusal::Stale);
+                refuse(turn, &waiting.request, Refusal::Stale);
             }
         }
-        self.send_proof_requests(ctx, peers);
-        self.send_proofs(ctx);
+        self.send_proof_requests(turn, peers);
+        self.send_proofs(turn);
     }
 
-    fn send_proof_requests(&mut self, ctx: &mut Context<'_>, peers: &Peers) {
+    fn send_proof_requests(&mut self, turn: &mut NodeTurn<'_>, peers: &Peers) {
         let mut asks: BTreeMap<Conn, BTreeSet<ShardId>> = BTreeMap::new();
         for shard in std::mem::take(&mut self.bounded.wanted) {
-            let primary = ctx.shards.recorded_primary(shard);
+            let primary = turn.shards.recorded_primary(shard);
             match primary.and_then(|primary| peers.connection_from(primary)) {
-                None => self.refuse_waiting(ctx, shard),
+                None => self.refuse_waiting(turn, shard),
                 Some(conn) if self.bounded.proof_requests.contains_key(&conn) => {
                     self.bounded.wanted.insert(shard);
                 }
@@ -281,18 +281,20 @@ impl Reads {
             }
         }
         for (conn, open) in asks {
-            let number = ctx.fresh_id();
+            let number = turn.fresh_id();
             let shards = open.iter().copied().collect();
-            self.bounded.proof_requests.insert(conn, ProofRequest { number, asked: ctx.now, open });
+            self.bounded
+                .proof_requests
+                .insert(conn, ProofRequest { number, asked: turn.now, open });
             let message = FromFollower::ProofRequest { request: number, shards };
-            ctx.effects.push(Effect::FromFollower { conn, message });
+            turn.effects.push(Effect::ToPrimary { conn, message });
         }
     }
 
     /// Handles the primary's answer to a request, for all of its shards or for some.
     pub(in crate::node) fn on_proof(
         &mut self,
-        ctx: &mut Context<'_>,
+        turn: &mut NodeTurn<'_>,
         conn: Conn,
         number: u64,
         proven: Vec<(ShardId, Epoch, Seq)>,
@@ -303,8 +305,8 @@ impl Reads {
             return;
         }
         let mut asked = request.asked;
-        if ctx.planted(Planted::AgeFromAnswer) {
-            asked = ctx.now;
+        if turn.planted(Planted::AgeFromAnswer) {
+            asked = turn.now;
         }
         for (shard, ..) in &proven {
             request.open.remove(shard);
@@ -316,9 +318,9 @@ impl Reads {
             self.bounded.proof_requests.remove(&conn);
         }
         for (shard, epoch, commit) in proven {
-            let replica = ctx.shards.get_mut(shard);
+            let replica = turn.shards.get_mut(shard);
             let Some(replica) = replica.filter(|replica| replica.promised == epoch) else {
-                self.refuse_waiting(ctx, shard);
+                self.refuse_waiting(turn, shard);
                 continue;
             };
             replica.learn_commit(commit);
@@ -327,9 +329,9 @@ impl Reads {
                     .proofs
                     .insert(shard, Proof { asked, commit, reached_at_last_check: None });
             }
-            ctx.shards.dirty.insert(shard);
+            turn.shards.to_advance.insert(shard);
         }
-        refused.into_iter().for_each(|shard| self.refuse_waiting(ctx, shard));
+        refused.into_iter().for_each(|shard| self.refuse_waiting(turn, shard));
     }
 
     /// Discards the request on a closed connection: the next primary is asked again.
@@ -353,8 +355,8 @@ impl Reads {
 
 /// Returns the commit, if this node leads the shard and its barrier is committed: before that the
 /// primary does not know what its predecessors have acknowledged.
-fn provable_commit(ctx: &Context<'_>, shard: ShardId) -> Option<(Epoch, Seq)> {
-    let replica = ctx.shards.get(shard).filter(|replica| replica.trust.is_working())?;
+fn provable_commit(turn: &NodeTurn<'_>, shard: ShardId) -> Option<(Epoch, Seq)> {
+    let replica = turn.shards.get(shard).filter(|replica| replica.trust.is_working())?;
     let primary = replica.primary().filter(|primary| primary.active)?;
     Some((primary.epoch, replica.commit))
 }
@@ -371,38 +373,38 @@ impl Reads {
     /// to contain all that is acknowledged by now?
     pub(in crate::node) fn on_proof_request(
         &mut self,
-        ctx: &mut Context<'_>,
+        turn: &mut NodeTurn<'_>,
         conn: Conn,
         request: u64,
         shards: Vec<ShardId>,
     ) {
         for shard in shards {
-            let Some((epoch, commit)) = provable_commit(ctx, shard) else {
+            let Some((epoch, commit)) = provable_commit(turn, shard) else {
                 self.bounded.outgoing.entry((conn, request)).or_default().refused.push(shard);
                 continue;
             };
-            if ctx.planted(Planted::ProbeUnproven) {
+            if turn.planted(Planted::ProbeUnproven) {
                 let outgoing = self.bounded.outgoing.entry((conn, request)).or_default();
                 outgoing.proven.push((shard, epoch, commit));
                 continue;
             }
-            let claim = ctx.fresh_id();
+            let claim = turn.fresh_id();
             self.bounded
                 .captured
                 .insert(claim, CapturedCommit { conn, request, shard, epoch, commit });
-            self.prove_leadership(ctx, claim, shard, epoch);
+            self.prove_leadership(turn, claim, shard, epoch);
         }
     }
 
     pub(super) fn on_commit_claim_settled(
         &mut self,
-        ctx: &Context<'_>,
+        turn: &NodeTurn<'_>,
         claim: u64,
         outcome: ClaimOutcome,
     ) {
         let Some(captured) = self.bounded.captured.remove(&claim) else { return };
         let CapturedCommit { conn, request, shard, epoch, commit } = captured;
-        let proven = outcome == ClaimOutcome::Current && ctx.shards.leads(shard, epoch);
+        let proven = outcome == ClaimOutcome::Current && turn.shards.leads(shard, epoch);
         let outgoing = self.bounded.outgoing.entry((conn, request)).or_default();
         match proven {
             true => outgoing.proven.push((shard, epoch, commit)),
@@ -410,11 +412,11 @@ impl Reads {
         }
     }
 
-    fn send_proofs(&mut self, ctx: &mut Context<'_>) {
+    fn send_proofs(&mut self, turn: &mut NodeTurn<'_>) {
         for ((conn, request), outgoing) in std::mem::take(&mut self.bounded.outgoing) {
             let OutgoingProof { proven, refused } = outgoing;
             let message = ToFollower::Proof { request, proven, refused };
-            ctx.effects.push(Effect::ToFollower { conn, message });
+            turn.effects.push(Effect::ToFollower { conn, message });
         }
     }
 

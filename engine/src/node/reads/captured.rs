@@ -11,11 +11,11 @@ use crate::ids::{Conn, Epoch, Now, Slots, TimeMs};
 use crate::key::CounterKey;
 use crate::memory;
 use crate::message::{NodeReply, ReadResult, Refusal};
-use crate::node::context::Context;
 use crate::node::event::Effect;
 use crate::node::reads::Reads;
 use crate::node::reads::read_index::ClaimOutcome;
 use crate::node::settings::NodeSizes;
+use crate::node::shared::NodeTurn;
 use crate::planted::Planted;
 use crate::replica::Replica;
 use crate::shard::apply::Values;
@@ -109,23 +109,23 @@ impl CapturedRead {
 
 impl Reads {
     /// Handles a linearizable read.
-    pub(super) fn on_linearizable_read(&mut self, ctx: &mut Context<'_>, request: ReadRequest) {
-        match self.may_read(ctx, &request) {
+    pub(super) fn on_linearizable_read(&mut self, turn: &mut NodeTurn<'_>, request: ReadRequest) {
+        match self.may_read(turn, &request) {
             Ok(epoch) => {
                 let shard = request.slots.shard();
-                let proven = ctx.planted(Planted::ReadUnproven);
-                let read = self.capture(ctx, request, ReadBasis::Leading { epoch, proven });
-                self.prove_leadership(ctx, read, shard, epoch);
+                let proven = turn.planted(Planted::ReadUnproven);
+                let read = self.capture(turn, request, ReadBasis::Leading { epoch, proven });
+                self.prove_leadership(turn, read, shard, epoch);
             }
-            Err(refusal) => refuse(ctx, &request, refusal),
+            Err(refusal) => refuse(turn, &request, refusal),
         }
     }
 
-    fn may_read(&self, ctx: &Context<'_>, request: &ReadRequest) -> Result<Epoch, Refusal> {
+    fn may_read(&self, turn: &NodeTurn<'_>, request: &ReadRequest) -> Result<Epoch, Refusal> {
         let shard = request.slots.shard();
-        let redirect = || ctx.shards.redirect(shard);
+        let redirect = || turn.shards.redirect(shard);
         let replica =
-            ctx.shards.get(shard).ok_or_else(|| redirect().unwrap_or(Refusal::NoSuchShard))?;
+            turn.shards.get(shard).ok_or_else(|| redirect().unwrap_or(Refusal::NoSuchShard))?;
         let primary =
             replica.primary().ok_or_else(|| redirect().unwrap_or(Refusal::NotPrimary(None)))?;
         if !request.is_of(replica) {
@@ -134,12 +134,12 @@ impl Reads {
         // A value captured before the barrier is applied may lack what a former primary has
         // acknowledged: a committed barrier is not applied while an entry waits for a load.
         let applied =
-            replica.state.applied.seq >= primary.barrier || ctx.planted(Planted::ReadBelowBarrier);
+            replica.state.applied.seq >= primary.barrier || turn.planted(Planted::ReadBelowBarrier);
         if !primary.active || !applied || !replica.trust.is_working() {
             return Err(if primary.frozen { Refusal::Frozen } else { Refusal::NotPrimary(None) });
         }
-        let full = self.captured.is_full(&ctx.settings.sizes);
-        if full && !ctx.planted(Planted::WaitingUnbounded) {
+        let full = self.captured.is_full(&turn.settings.sizes);
+        if full && !turn.planted(Planted::WaitingUnbounded) {
             return Err(Refusal::Overloaded);
         }
         Ok(primary.epoch)
@@ -149,38 +149,43 @@ impl Reads {
     /// of the read.
     pub(super) fn capture(
         &mut self,
-        ctx: &mut Context<'_>,
+        turn: &mut NodeTurn<'_>,
         request: ReadRequest,
         basis: ReadBasis,
     ) -> u64 {
-        let cells: Vec<_> = request.keys.iter().map(|key| ctx.storage.cell(key)).collect();
+        let cells: Vec<_> = request.keys.iter().map(|key| turn.storage.cell(key)).collect();
         let below = request.keys.iter().zip(&cells);
         let to_load: Vec<_> = below
             .filter(|(_, cell)| !matches!(cell, Some(Cell::Absolute(_))))
             .map(|(key, _)| key.clone())
             .collect();
         let base = to_load.is_empty().then(Values::new);
-        let replica = ctx.shards.get(request.slots.shard());
+        let replica = turn.shards.get(request.slots.shard());
         let time = replica.map_or(TimeMs(0), |replica| replica.state.applied.time);
-        let read = ctx.fresh_id();
+        let read = turn.fresh_id();
         self.captured.insert(read, CapturedRead { request, basis, cells, base, time });
-        if !to_load.is_empty() && !ctx.planted(Planted::TableThenDatabase) {
-            ctx.load_for_read(read, to_load);
+        if !to_load.is_empty() && !turn.planted(Planted::TableThenDatabase) {
+            turn.load_for_read(read, to_load);
         }
         read
     }
 
     /// Handles the values that a load has read for this read.
-    pub(in crate::node) fn on_loaded(&mut self, ctx: &mut Context<'_>, read: u64, values: Values) {
+    pub(in crate::node) fn on_loaded(
+        &mut self,
+        turn: &mut NodeTurn<'_>,
+        read: u64,
+        values: Values,
+    ) {
         if let Some(waiting) = self.captured.waiting.get_mut(&read) {
             waiting.base = Some(values);
         }
-        self.answer_if_ready(ctx, read);
+        self.answer_if_ready(turn, read);
     }
 
     pub(super) fn on_read_claim_settled(
         &mut self,
-        ctx: &mut Context<'_>,
+        turn: &mut NodeTurn<'_>,
         read: u64,
         outcome: ClaimOutcome,
     ) {
@@ -188,32 +193,32 @@ impl Reads {
         match outcome {
             ClaimOutcome::Current => {}
             ClaimOutcome::Replaced => {
-                return self.refuse_read(ctx, read, Refusal::NotPrimary(None));
+                return self.refuse_read(turn, read, Refusal::NotPrimary(None));
             }
-            ClaimOutcome::Unknown => return self.refuse_read(ctx, read, Refusal::Frozen),
+            ClaimOutcome::Unknown => return self.refuse_read(turn, read, Refusal::Frozen),
         }
         if let ReadBasis::Leading { proven, .. } = &mut waiting.basis {
             *proven = true;
         }
-        if waiting.base.is_none() && ctx.planted(Planted::TableThenDatabase) {
+        if waiting.base.is_none() && turn.planted(Planted::TableThenDatabase) {
             let keys = waiting.request.keys.clone();
-            ctx.load_for_read(read, keys);
+            turn.load_for_read(read, keys);
         }
-        self.answer_if_ready(ctx, read);
+        self.answer_if_ready(turn, read);
     }
 
-    pub(super) fn answer_if_ready(&mut self, ctx: &mut Context<'_>, read: u64) {
+    pub(super) fn answer_if_ready(&mut self, turn: &mut NodeTurn<'_>, read: u64) {
         let Some(waiting) = self.captured.waiting.get(&read) else { return };
         let Some(base) = &waiting.base else { return };
         let staleness_us = match waiting.basis {
             ReadBasis::Leading { proven: false, .. } => return,
             ReadBasis::Leading { epoch, .. }
-                if !ctx.shards.leads(waiting.request.slots.shard(), epoch) =>
+                if !turn.shards.leads(waiting.request.slots.shard(), epoch) =>
             {
-                return self.refuse_read(ctx, read, Refusal::NotPrimary(None));
+                return self.refuse_read(turn, read, Refusal::NotPrimary(None));
             }
             ReadBasis::Leading { .. } => 0,
-            ReadBasis::AsOf(then) => ctx.now.0 - then.0,
+            ReadBasis::AsOf(then) => turn.now.0 - then.0,
         };
         let value = |(key, cell): (&CounterKey, &Option<Cell>)| {
             let below = base.get(key).copied().unwrap_or(0);
@@ -223,17 +228,17 @@ impl Reads {
         let result = Ok(ReadResult { values, time: waiting.time, staleness_us });
         let (conn, id) = (waiting.request.conn, waiting.request.id);
         self.captured.remove(read);
-        ctx.effects.push(Effect::Gateway { conn, reply: NodeReply::Read { id, result } });
+        turn.effects.push(Effect::Gateway { conn, reply: NodeReply::Read { id, result } });
     }
 
-    fn refuse_read(&mut self, ctx: &mut Context<'_>, read: u64, refusal: Refusal) {
+    fn refuse_read(&mut self, turn: &mut NodeTurn<'_>, read: u64, refusal: Refusal) {
         let Some(waiting) = self.captured.remove(read) else { return };
         let shard = waiting.request.slots.shard();
         let refusal = match refusal {
-            Refusal::NotPrimary(None) => ctx.shards.redirect(shard).unwrap_or(refusal),
+            Refusal::NotPrimary(None) => turn.shards.redirect(shard).unwrap_or(refusal),
             other => other,
         };
-        refuse(ctx, &waiting.request, refusal);
+        refuse(turn, &waiting.request, refusal);
     }
 
     pub(super) fn forget_reads(&mut self, conn: Conn) {
@@ -270,7 +275,7 @@ impl ReadRequest {
     }
 }
 
-pub(super) fn refuse(ctx: &mut Context<'_>, request: &ReadRequest, refusal: Refusal) {
+pub(super) fn refuse(turn: &mut NodeTurn<'_>, request: &ReadRequest, refusal: Refusal) {
     let reply = NodeReply::Read { id: request.id, result: Err(refusal) };
-    ctx.effects.push(Effect::Gateway { conn: request.conn, reply });
+    turn.effects.push(Effect::Gateway { conn: request.conn, reply });
 }

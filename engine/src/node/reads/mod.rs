@@ -9,7 +9,7 @@ mod captured;
 mod read_index;
 
 use crate::ids::{Conn, Now};
-use crate::node::context::Context;
+use crate::node::shared::NodeTurn;
 
 pub(super) use captured::ReadRequest;
 pub(super) use read_index::answer_round;
@@ -25,13 +25,13 @@ impl Reads {
     /// Handles a read: linearizable, or of values that are at most this old.
     pub(in crate::node) fn on_read(
         &mut self,
-        ctx: &mut Context<'_>,
+        turn: &mut NodeTurn<'_>,
         request: ReadRequest,
         max_staleness_ms: Option<u64>,
     ) {
         match max_staleness_ms {
-            None => self.on_linearizable_read(ctx, request),
-            Some(ms) => self.on_bounded_read(ctx, request, ms),
+            None => self.on_linearizable_read(turn, request),
+            Some(ms) => self.on_bounded_read(turn, request, ms),
         }
     }
 

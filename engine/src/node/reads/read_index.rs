@@ -18,10 +18,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ids::{Conn, Epoch, Now, ShardId, StoreId};
 use crate::message::{FromFollower, ToFollower};
-use crate::node::context::Context;
 use crate::node::event::Effect;
 use crate::node::peers::Peers;
 use crate::node::reads::Reads;
+use crate::node::shared::NodeTurn;
 use crate::planted::Planted;
 use crate::shard_record::ShardRecord;
 
@@ -94,53 +94,53 @@ impl ReadIndex {
 
 impl Reads {
     /// Makes a claim, to be proved by a round or an etcd read that begins after this moment. The
-    /// number is one by [`Context::fresh_id`]; the outcome is reported under it, once.
+    /// number is one by [`NodeTurn::fresh_id`]; the outcome is reported under it, once.
     pub(super) fn prove_leadership(
         &mut self,
-        ctx: &Context<'_>,
+        turn: &NodeTurn<'_>,
         claim: u64,
         shard: ShardId,
         epoch: Epoch,
     ) {
-        self.read_index.claims.insert(claim, LeadershipClaim { shard, epoch, since: ctx.now });
-        let joins_old_round = ctx.planted(Planted::CheckReadBeforeCapture);
+        self.read_index.claims.insert(claim, LeadershipClaim { shard, epoch, since: turn.now });
+        let joins_old_round = turn.planted(Planted::CheckReadBeforeCapture);
         match &mut self.read_index.round {
             Some(round) if joins_old_round => round.claims.insert(claim),
             _ => self.read_index.unproven.insert(claim),
         };
     }
 
-    fn settle_claim(&mut self, ctx: &mut Context<'_>, claim: u64, outcome: ClaimOutcome) {
+    fn settle_claim(&mut self, turn: &mut NodeTurn<'_>, claim: u64, outcome: ClaimOutcome) {
         if self.read_index.claims.remove(&claim).is_some() {
-            self.on_read_claim_settled(ctx, claim, outcome);
-            self.on_commit_claim_settled(ctx, claim, outcome);
+            self.on_read_claim_settled(turn, claim, outcome);
+            self.on_commit_claim_settled(turn, claim, outcome);
         }
     }
 
     /// Begins what can begin: a round for new claims, an etcd read for those that no round proved.
-    pub(in crate::node) fn advance_claims(&mut self, ctx: &mut Context<'_>, peers: &Peers) {
+    pub(in crate::node) fn advance_claims(&mut self, turn: &mut NodeTurn<'_>, peers: &Peers) {
         if self.read_index.claims.is_empty() {
             self.read_index.clear();
             return;
         }
-        self.close_late_round(ctx);
-        self.begin_round(ctx, peers);
-        self.begin_etcd_check(ctx);
-        self.give_up(ctx);
+        self.close_late_round(turn);
+        self.begin_round(turn, peers);
+        self.begin_etcd_check(turn);
+        self.give_up(turn);
     }
 
-    fn begin_round(&mut self, ctx: &mut Context<'_>, peers: &Peers) {
+    fn begin_round(&mut self, turn: &mut NodeTurn<'_>, peers: &Peers) {
         if self.read_index.round.is_some() || self.read_index.unproven.is_empty() {
             return;
         }
         let claims = std::mem::take(&mut self.read_index.unproven);
-        let number = ctx.fresh_id();
+        let number = turn.fresh_id();
         let mut missing = BTreeMap::new();
         let mut questions: BTreeMap<StoreId, Vec<(ShardId, Epoch)>> = BTreeMap::new();
         for shard in self.read_index.shards(&claims) {
-            let Some(primary) = ctx.shards.primary(shard) else { continue };
+            let Some(primary) = turn.shards.primary(shard) else { continue };
             let mut members = primary.members(None);
-            members.remove(&ctx.me.store);
+            members.remove(&turn.me.store);
             for &member in &members {
                 questions.entry(member).or_default().push((shard, primary.epoch));
             }
@@ -149,18 +149,18 @@ impl Reads {
         for (store, shards) in questions {
             let Some(conn) = peers.connection_to(store) else { continue };
             let message = ToFollower::ReadIndex { round: number, shards };
-            ctx.effects.push(Effect::ToFollower { conn, message });
+            turn.effects.push(Effect::ToFollower { conn, message });
         }
-        let until = ctx.now.plus_ms(ctx.settings.read_index_ms);
+        let until = turn.now.plus_ms(turn.settings.read_index_ms);
         self.read_index.round = Some(ReadIndexRound { number, until, claims, missing });
-        self.finish_round_if_answered(ctx, peers);
+        self.finish_round_if_answered(turn, peers);
     }
 
     /// Handles the answer of a peer to a round, with the shards for which it has promised a higher
     /// epoch.
     pub(in crate::node) fn on_round_answered(
         &mut self,
-        ctx: &mut Context<'_>,
+        turn: &mut NodeTurn<'_>,
         peers: &Peers,
         store: StoreId,
         number: u64,
@@ -175,12 +175,12 @@ impl Reads {
                 missing.remove(&store);
             }
         }
-        self.finish_round_if_answered(ctx, peers);
+        self.finish_round_if_answered(turn, peers);
     }
 
-    fn finish_round_if_answered(&mut self, ctx: &mut Context<'_>, peers: &Peers) {
+    fn finish_round_if_answered(&mut self, turn: &mut NodeTurn<'_>, peers: &Peers) {
         let Some(round) = &self.read_index.round else { return };
-        let majority = ctx.planted(Planted::ReadIndexMajority);
+        let majority = turn.planted(Planted::ReadIndexMajority);
         if round.missing.values().any(|missing| missing.len() > usize::from(majority)) {
             return;
         }
@@ -188,44 +188,44 @@ impl Reads {
             round
                 .claims
                 .into_iter()
-                .for_each(|claim| self.settle_claim(ctx, claim, ClaimOutcome::Current));
+                .for_each(|claim| self.settle_claim(turn, claim, ClaimOutcome::Current));
         }
-        self.begin_round(ctx, peers);
+        self.begin_round(turn, peers);
     }
 
     /// Closes a round that a peer has not answered in time: the claims of shards that have all
     /// answers are proved, the others are left to etcd.
-    fn close_late_round(&mut self, ctx: &mut Context<'_>) {
-        let Some(round) = self.read_index.round.take_if(|round| ctx.now >= round.until) else {
+    fn close_late_round(&mut self, turn: &mut NodeTurn<'_>) {
+        let Some(round) = self.read_index.round.take_if(|round| turn.now >= round.until) else {
             return;
         };
         for claim in round.claims {
             let shard = self.read_index.claims.get(&claim).map(|claim| claim.shard);
             let missing = shard.and_then(|shard| round.missing.get(&shard));
             if missing.is_some_and(BTreeSet::is_empty) {
-                self.settle_claim(ctx, claim, ClaimOutcome::Current);
+                self.settle_claim(turn, claim, ClaimOutcome::Current);
             } else {
                 self.read_index.for_etcd.insert(claim);
             }
         }
     }
 
-    fn begin_etcd_check(&mut self, ctx: &mut Context<'_>) {
+    fn begin_etcd_check(&mut self, turn: &mut NodeTurn<'_>) {
         let idle = self.read_index.check.is_none() && !self.read_index.for_etcd.is_empty();
-        if !idle || ctx.now < self.read_index.next_check {
+        if !idle || turn.now < self.read_index.next_check {
             return;
         }
-        self.read_index.next_check = ctx.now.plus_ms(ctx.settings.etcd_check_every_ms);
+        self.read_index.next_check = turn.now.plus_ms(turn.settings.etcd_check_every_ms);
         let claims = std::mem::take(&mut self.read_index.for_etcd);
         let shards = self.read_index.shards(&claims);
-        let check = ctx.fresh_id();
+        let check = turn.fresh_id();
         self.read_index.check = Some((check, claims));
-        ctx.effects.push(Effect::CheckEtcd { check, shards: shards.into_iter().collect() });
+        turn.effects.push(Effect::CheckEtcd { check, shards: shards.into_iter().collect() });
     }
 
     pub(in crate::node) fn on_etcd_checked(
         &mut self,
-        ctx: &mut Context<'_>,
+        turn: &mut NodeTurn<'_>,
         check: u64,
         records: Option<Vec<ShardRecord>>,
     ) {
@@ -242,36 +242,36 @@ impl Reads {
             let current = records.iter().any(|record| {
                 record.shard() == claim.shard
                     && record.epoch == claim.epoch
-                    && record.primary == ctx.me
+                    && record.primary == turn.me
             });
-            let unread = ctx.planted(Planted::EtcdCheckUnread);
+            let unread = turn.planted(Planted::EtcdCheckUnread);
             let outcome =
                 if current || unread { ClaimOutcome::Current } else { ClaimOutcome::Replaced };
-            self.settle_claim(ctx, number, outcome);
+            self.settle_claim(turn, number, outcome);
         }
     }
 
-    fn give_up(&mut self, ctx: &mut Context<'_>) {
-        let limit = ctx.settings.read_give_up_ms;
+    fn give_up(&mut self, turn: &mut NodeTurn<'_>) {
+        let limit = turn.settings.read_give_up_ms;
         while let Some((&number, claim)) = self.read_index.claims.first_key_value()
-            && ctx.now.ms_since(claim.since) >= limit
+            && turn.now.ms_since(claim.since) >= limit
         {
-            self.settle_claim(ctx, number, ClaimOutcome::Unknown);
+            self.settle_claim(turn, number, ClaimOutcome::Unknown);
         }
     }
 }
 
 /// Answers a round of a primary: the shards for which this node has promised a higher epoch.
 pub(in crate::node) fn answer_round(
-    ctx: &mut Context<'_>,
+    turn: &mut NodeTurn<'_>,
     conn: Conn,
     round: u64,
     shards: &[(ShardId, Epoch)],
 ) {
     let newer = shards.iter().filter_map(|&(shard, epoch)| {
-        let promised = ctx.shards.get(shard)?.promised;
+        let promised = turn.shards.get(shard)?.promised;
         (promised > epoch).then_some((shard, promised))
     });
     let message = FromFollower::ReadIndex { round, newer: newer.collect() };
-    ctx.effects.push(Effect::FromFollower { conn, message });
+    turn.effects.push(Effect::ToPrimary { conn, message });
 }

@@ -8,10 +8,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::entry::Body;
 use crate::ids::{Now, Revision, SessionId, ShardId};
-use crate::node::context::Context;
 use crate::node::event::Effect;
 use crate::node::peers::health::PeerHealth;
 use crate::node::retention::Retention;
+use crate::node::shared::NodeTurn;
 use crate::planted::Planted;
 use crate::replica::Replica;
 
@@ -31,10 +31,10 @@ impl SessionCollection {
 }
 
 impl Retention {
-    pub(in crate::node) fn collect_if_due(&mut self, ctx: &mut Context<'_>) {
-        if ctx.now >= self.sessions.next {
-            self.sessions.next = ctx.now.plus_ms(ctx.settings.collect_every_ms);
-            ctx.effects.push(Effect::ListSessions);
+    pub(in crate::node) fn collect_if_due(&mut self, turn: &mut NodeTurn<'_>) {
+        if turn.now >= self.sessions.next {
+            self.sessions.next = turn.now.plus_ms(turn.settings.collect_every_ms);
+            turn.effects.push(Effect::ListSessions);
         }
     }
 
@@ -42,16 +42,16 @@ impl Retention {
     /// alive.
     pub(in crate::node) fn on_sessions_listed(
         &mut self,
-        ctx: &mut Context<'_>,
+        turn: &mut NodeTurn<'_>,
         peers: &PeerHealth,
         at: Revision,
         alive: Vec<SessionId>,
     ) {
-        let now = ctx.now;
+        let now = turn.now;
         // A set, since every row of every shard is looked up in it, and a cluster has as many of
         // both as it has gateway workers.
         let alive: BTreeSet<_> = alive.into_iter().collect();
-        let active = ctx.shards.led().filter(|(_, primary)| primary.active);
+        let active = turn.shards.led().filter(|(_, primary)| primary.active);
         let active: Vec<&Replica> = active.map(|(replica, _)| replica).collect();
         let rows = active.iter().flat_map(|replica| replica.state.sessions.rows.keys());
         let absent: BTreeMap<_, _> = rows
@@ -62,13 +62,13 @@ impl Retention {
         let mut led: Vec<ShardId> = active.iter().map(|replica| replica.shard).collect();
         // Every entry contains all live sessions: with thousands of them not every shard is
         // collected in one turn.
-        let mut room = ctx.settings.sizes.message_bytes;
+        let mut room = turn.settings.sizes.message_bytes;
         let begin = led.partition_point(|&shard| Some(shard) <= self.sessions.last);
         led.rotate_left(begin);
         for shard in led {
-            let Some(body) = self.collection(ctx, shard, at, &alive) else { continue };
-            let Some(seq) = ctx.order(peers, shard, body) else { continue };
-            let entry = ctx.shards.get(shard).and_then(|replica| replica.log.get(seq));
+            let Some(body) = self.collection(turn, shard, at, &alive) else { continue };
+            let Some(seq) = turn.order(peers, shard, body) else { continue };
+            let entry = turn.shards.get(shard).and_then(|replica| replica.log.get(seq));
             room = room.saturating_sub(entry.map_or(0, |held| held.entry.size()));
             if room == 0 {
                 self.sessions.last = Some(shard);
@@ -81,18 +81,18 @@ impl Retention {
     /// if it has no such rows.
     fn collection(
         &self,
-        ctx: &Context<'_>,
+        turn: &NodeTurn<'_>,
         shard: ShardId,
         at: Revision,
         alive: &BTreeSet<SessionId>,
     ) -> Option<Body> {
-        let grace = ctx.settings.collect_every_ms;
-        let rows = &ctx.shards.get(shard)?.state.sessions.rows;
+        let grace = turn.settings.collect_every_ms;
+        let rows = &turn.shards.get(shard)?.state.sessions.rows;
         let is_gone = |id: &SessionId| {
             let absent = self.sessions.absent_since.get(id);
-            absent.is_some_and(|&since| ctx.now.ms_since(since) >= grace)
+            absent.is_some_and(|&since| turn.now.ms_since(since) >= grace)
         };
-        if ctx.planted(Planted::CollectWithoutL) {
+        if turn.planted(Planted::CollectWithoutL) {
             return (!rows.is_empty())
                 .then(|| Body::ExpireSessions { up_to: at, survivors: vec![] });
         }

@@ -7,22 +7,22 @@
 
 use crate::entry::Body;
 use crate::ids::ShardId;
-use crate::node::context::Context;
 use crate::node::peers::health::PeerHealth;
 use crate::node::retention::Retention;
+use crate::node::shared::NodeTurn;
 use crate::planted::Planted;
 use crate::replica::Replica;
 use crate::replica::primary::Primary;
 
 impl Retention {
     /// Orders what drops old records, once in a bucket's length.
-    pub(in crate::node) fn expire_if_due(&mut self, ctx: &mut Context<'_>, peers: &PeerHealth) {
-        if ctx.now < self.next_expire {
+    pub(in crate::node) fn expire_if_due(&mut self, turn: &mut NodeTurn<'_>, peers: &PeerHealth) {
+        if turn.now < self.next_expire {
             return;
         }
-        let limits = ctx.settings.limits();
-        self.next_expire = ctx.now.plus_ms(limits.bucket_ms());
-        let led = ctx.shards.iter().filter(|replica| takes_expiry(ctx, replica));
+        let limits = turn.settings.limits();
+        self.next_expire = turn.now.plus_ms(limits.bucket_ms());
+        let led = turn.shards.iter().filter(|replica| takes_expiry(turn, replica));
         let due: Vec<(ShardId, Vec<u64>)> = led
             .map(|replica| {
                 let buckets = replica.state.tokens.to_expire(&limits, replica.log.last().time);
@@ -31,8 +31,8 @@ impl Retention {
             .collect();
         for (shard, buckets) in due {
             for bucket in buckets {
-                let seq = ctx.order(peers, shard, Body::ExpireTokens { bucket });
-                if let Some((primary, seq)) = ctx.shards.primary_mut(shard).zip(seq) {
+                let seq = turn.order(peers, shard, Body::ExpireTokens { bucket });
+                if let Some((primary, seq)) = turn.shards.primary_mut(shard).zip(seq) {
                     primary.expiry = seq;
                 }
             }
@@ -43,8 +43,8 @@ impl Retention {
 /// Returns whether an `expire` may be ordered for the shard: the one before is applied. Until
 /// then the same one would be ordered again, and a shard that commits slower than that would
 /// never finish.
-fn takes_expiry(ctx: &Context<'_>, replica: &Replica) -> bool {
-    let again = ctx.planted(Planted::ExpiryPilesUp);
+fn takes_expiry(turn: &NodeTurn<'_>, replica: &Replica) -> bool {
+    let again = turn.planted(Planted::ExpiryPilesUp);
     let takes = |primary: &Primary| {
         let done = again || replica.state.applied.seq >= primary.expiry;
         primary.active && !primary.frozen && primary.stepping_down.is_none() && done

@@ -176,7 +176,7 @@ impl FeedWorld {
         let (conn, to) = (Conn(1_000), [A, B, C][number]);
         self.on(number, Event::Accepted { conn });
         let hello = ToFollower::Hello { from: D, to };
-        self.on(number, Event::ToFollower { conn, message: hello });
+        self.on(number, Event::FromPrimary { conn, message: hello });
         let slice = Slice {
             shard: SHARD,
             slots: self.slots(0),
@@ -188,7 +188,7 @@ impl FeedWorld {
             entries: log(&vec![1; entries]),
         };
         let append = ToFollower::Append { n: 1, slices: vec![slice] };
-        self.on(number, Event::ToFollower { conn, message: append });
+        self.on(number, Event::FromPrimary { conn, message: append });
         self.settle();
         self.on(number, Event::Closed { conn });
     }
@@ -252,10 +252,10 @@ impl FeedWorld {
                     {
                         self.unacked += slices.iter().map(Slice::size).sum::<usize>();
                     }
-                    self.todo.push_back((to, Event::ToFollower { conn, message }));
+                    self.todo.push_back((to, Event::FromPrimary { conn, message }));
                 }
             }
-            Effect::FromFollower { conn, message } => {
+            Effect::ToPrimary { conn, message } => {
                 let is_ack = matches!(message, FromFollower::Ack { .. });
                 if is_ack && self.mute && number == 2 {
                     return;

@@ -137,7 +137,7 @@ impl SlowState {
     fn on(&mut self, event: Event) {
         for effect in self.bench.on(event) {
             match effect {
-                Effect::FromFollower { message: FromFollower::Ack { n }, .. } => self.acked = n,
+                Effect::ToPrimary { message: FromFollower::Ack { n }, .. } => self.acked = n,
                 Effect::Flush { flush, .. } => self.flush = flush,
                 _ => {}
             }
@@ -169,7 +169,7 @@ impl SlowState {
             entries: vec![entry],
         };
         let message = ToFollower::Append { n: self.n, slices: vec![slice] };
-        self.on(Event::ToFollower { conn: FROM_A, message });
+        self.on(Event::FromPrimary { conn: FROM_A, message });
         while let Some(group) = self.bench.node.shared.storage.groups().covering() {
             self.on(Event::Durable { group });
         }

@@ -18,7 +18,7 @@ fn three(min_in_sync: usize) -> Bench {
         bench.on(Event::FromFollower { conn, message });
     }
     bench.on(Event::GatewayConnected { conn: GATEWAY });
-    bench.on(Event::Peers(vec![(A, 1), (B, 2), (C, 3)]));
+    bench.on(Event::PeersRegistered(vec![(A, 1), (B, 2), (C, 3)]));
     bench
 }
 

@@ -7,11 +7,9 @@ use crate::message::SnapshotOutcome;
 fn announce(bench: &mut Bench, transfer: u64, bytes: u64) -> Option<SnapshotOutcome> {
     let (shard, epoch, copy) = (SHARD, Epoch(1), CopyNo(1));
     let message = ToFollower::Snapshot { transfer, shard, epoch, copy, bytes };
-    let effects = bench.on(Event::ToFollower { conn: FROM_A, message });
+    let effects = bench.on(Event::FromPrimary { conn: FROM_A, message });
     effects.iter().find_map(|effect| match effect {
-        Effect::FromFollower { message: FromFollower::Snapshot { outcome, .. }, .. } => {
-            Some(*outcome)
-        }
+        Effect::ToPrimary { message: FromFollower::Snapshot { outcome, .. }, .. } => Some(*outcome),
         _ => None,
     })
 }
@@ -149,7 +147,7 @@ fn a_full_member_that_learns_late_that_it_is_one_takes_the_barrier() {
     let announced = |effects: Vec<Effect>| {
         let copy = FromFollower::Copy { shard: SHARD, copy: CopyNo(1) };
         let from_b = effects.into_iter().filter_map(|effect| match effect {
-            Effect::FromFollower { conn: FROM_A, message } => Some(message),
+            Effect::ToPrimary { conn: FROM_A, message } => Some(message),
             _ => None,
         });
         from_b.filter(|message| *message == copy).count()
@@ -207,9 +205,9 @@ fn what_was_accepted_has_taken_its_room() {
     assert_eq!(announce(&mut bench, 1, 600), Some(SnapshotOutcome::Accepted));
     assert_eq!(bench.node.room_for_snapshots(), 400);
     let message = ToFollower::Heartbeat { sent: 1, commits: vec![] };
-    let effects = bench.on(Event::ToFollower { conn: FROM_A, message });
+    let effects = bench.on(Event::FromPrimary { conn: FROM_A, message });
     let room = effects.iter().find_map(|effect| match effect {
-        Effect::FromFollower { message: FromFollower::Alive { room_bytes, .. }, .. } => {
+        Effect::ToPrimary { message: FromFollower::Alive { room_bytes, .. }, .. } => {
             Some(*room_bytes)
         }
         _ => None,
@@ -333,9 +331,9 @@ fn no_copy_is_taken_while_another_one_is_being_installed() {
     let (shard, epoch, copy) = (SHARD, Epoch(1), CopyNo(1));
     let announce = |bench: &mut Bench, transfer| {
         let notice = ToFollower::Snapshot { transfer, shard, epoch, copy, bytes: 1 };
-        let effects = bench.on(Event::ToFollower { conn: FROM_A, message: notice });
+        let effects = bench.on(Event::FromPrimary { conn: FROM_A, message: notice });
         effects.iter().find_map(|effect| match effect {
-            Effect::FromFollower { message: FromFollower::Snapshot { outcome, .. }, .. } => {
+            Effect::ToPrimary { message: FromFollower::Snapshot { outcome, .. }, .. } => {
                 Some(*outcome)
             }
             _ => None,
@@ -355,13 +353,13 @@ fn a_copy_that_was_meant_for_an_older_one_is_not_installed() {
         let mut bench = follower();
         let (shard, epoch, transfer) = (SHARD, Epoch(1), 7);
         let notice = ToFollower::Snapshot { transfer, shard, epoch, copy, bytes: 1 };
-        bench.on(Event::ToFollower { conn: FROM_A, message: notice });
+        bench.on(Event::FromPrimary { conn: FROM_A, message: notice });
         let staged = Event::SnapshotStaged { conn: FROM_A, transfer, state: state() };
         let effects = bench.on(staged);
         let discarded = |effect: &Effect| matches!(effect, Effect::DiscardSnapshot { .. });
         assert_eq!(!effects.iter().any(discarded), fits, "in place of {copy:?}: {effects:?}");
         let outcome = effects.iter().find_map(|effect| match effect {
-            Effect::FromFollower { message: FromFollower::Snapshot { outcome, .. }, .. } => {
+            Effect::ToPrimary { message: FromFollower::Snapshot { outcome, .. }, .. } => {
                 Some(*outcome)
             }
             _ => None,
@@ -378,7 +376,7 @@ fn a_copy_is_installed_though_its_notice_is_the_first_of_the_epoch() {
         let mut bench = new_follower();
         let (shard, epoch, transfer) = (SHARD, Epoch(1), 7);
         let notice = ToFollower::Snapshot { transfer, shard, epoch, copy, bytes: 1 };
-        let effects = bench.on(Event::ToFollower { conn: FROM_A, message: notice });
+        let effects = bench.on(Event::FromPrimary { conn: FROM_A, message: notice });
         let promised = |it: &Effect| matches!(it, Effect::Write(LogRecord::Promise { .. }));
         assert_eq!(effects.iter().any(promised), fits, "in place of {copy:?}: {effects:?}");
         let state = Box::new(ShardState { slots: Slots::ALL, ..ShardState::default() });
@@ -438,7 +436,7 @@ fn a_copy_that_is_wanted_no_more_by_the_time_that_it_is_installed_is_deleted() {
     let mut bench = follower();
     let (shard, epoch, transfer, copy) = (SHARD, Epoch(1), 7, CopyNo(1));
     let notice = ToFollower::Snapshot { transfer, shard, epoch, copy, bytes: 1 };
-    bench.on(Event::ToFollower { conn: FROM_A, message: notice });
+    bench.on(Event::FromPrimary { conn: FROM_A, message: notice });
     let state = Box::new(ShardState { slots: Slots::ALL, ..ShardState::default() });
     bench.on(Event::SnapshotStaged { conn: FROM_A, transfer, state });
     let effects = bench.deliver(without_b());
@@ -453,8 +451,7 @@ fn a_copy_that_was_never_announced_is_discarded_and_answered() {
     let mut bench = follower();
     let state = Box::new(ShardState { slots: Slots::ALL, ..ShardState::default() });
     let effects = bench.on(Event::SnapshotStaged { conn: FROM_A, transfer: 7, state });
-    let [Effect::DiscardSnapshot { .. }, Effect::FromFollower { message, .. }] = &effects[..]
-    else {
+    let [Effect::DiscardSnapshot { .. }, Effect::ToPrimary { message, .. }] = &effects[..] else {
         panic!("{effects:?}")
     };
     let (shard, outcome) = (SHARD, SnapshotOutcome::NotInstalled);

@@ -30,7 +30,7 @@ pub fn outcomes(
     // An operation that asks for a value has one, and no other does.
     for (op, outcome) in ops.iter().zip(&mut outcomes) {
         let outcome = outcome.get_or_insert(Ok(None));
-        sound &= outcome.is_err() || (*outcome != Ok(None)) == op.kind.needs_value();
+        sound &= outcome.is_err() || (*outcome != Ok(None)) == op.kind.returns_value();
     }
     if !sound {
         let detail = format!("{ops:?} were answered by {result:?}");

@@ -57,7 +57,7 @@ impl LimitsChecker {
             Effect::ToFollower { conn, message: ToFollower::Append { n, slices } } => {
                 self.fed(me, *conn, *n, slices, sizes);
             }
-            Effect::FromFollower { message: FromFollower::Alive { digests, .. }, .. } => {
+            Effect::ToPrimary { message: FromFollower::Alive { digests, .. }, .. } => {
                 let mut counts: BTreeMap<_, usize> = BTreeMap::new();
                 digests.iter().for_each(|point| *counts.entry(point.shard).or_default() += 1);
                 // A shard at rest reports its position once more.
@@ -130,7 +130,7 @@ impl LimitsChecker {
         self.expect(bytes <= sizes.batch_bytes_limit, || format!("a batch of {bytes} bytes"));
         let Ok(ops) = ops::decode(batch.payload.clone()) else { return };
         let count = ops.ops.len();
-        let values = ops.ops.iter().filter(|op| op.kind.needs_value()).count();
+        let values = ops.ops.iter().filter(|op| op.kind.returns_value()).count();
         // One request with a token may exceed the limit if it travels alone.
         let alone = !ops.tokened.is_empty();
         self.expect(alone || count <= sizes.batch_ops_max, || format!("a batch of {count} ops"));

@@ -35,7 +35,7 @@ struct Last {
 
 impl MemoryChecker {
     pub fn effect(&mut self, me: StoreBoot, effect: &Effect) {
-        if let Effect::FromFollower { message: FromFollower::Ack { .. }, .. } = effect {
+        if let Effect::ToPrimary { message: FromFollower::Ack { .. }, .. } = effect {
             self.last.entry(me).or_default().acked = true;
         }
     }

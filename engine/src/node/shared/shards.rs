@@ -15,7 +15,7 @@ pub(in crate::node) struct Shards {
     /// The newest record of each shard that was seen, and its mod_revision.
     pub records: BTreeMap<ShardId, (ShardRecord, u64)>,
     /// Shards whose commit may have moved.
-    pub dirty: BTreeSet<ShardId>,
+    pub to_advance: BTreeSet<ShardId>,
     /// Shards whose in-sync set may have to change.
     pub to_review: BTreeSet<ShardId>,
     /// Followers for which there is something to send.
@@ -120,7 +120,7 @@ impl Shards {
         let deposed = replica.primary().is_some_and(|primary| primary.epoch < epoch);
         if deposed {
             replica.role = ReplicaRole::Follower;
-            self.dirty.insert(shard);
+            self.to_advance.insert(shard);
         }
         deposed
     }

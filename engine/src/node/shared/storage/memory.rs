@@ -2,7 +2,7 @@
 //!
 //! **Counted once, where it changes.** Each shard's log knows its size; the sums over all shards
 //! are kept here, since they are needed with every message and a node may have a thousand shards. A
-//! log is counted again whenever its shard is dirty, so a sum can't drift for longer than one
+//! log is counted again whenever its shard is advanced, so a sum can't drift for longer than one
 //! event.
 //!
 //! **The log that is kept for lagging followers** has one limit for all shards together. Beyond it
@@ -26,8 +26,8 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::ids::{Seq, ShardId};
-use crate::node::context::storage::loads::PendingLoad;
-use crate::node::context::{Context, Shards, Storage};
+use crate::node::shared::storage::loads::PendingLoad;
+use crate::node::shared::{NodeTurn, Shards, Storage};
 use crate::planted::Planted;
 use crate::replica::Replica;
 use crate::replica::log::LogBytes;
@@ -125,7 +125,7 @@ impl Storage {
     }
 }
 
-impl Context<'_> {
+impl NodeTurn<'_> {
     /// Counts the shard's log again.
     pub(in crate::node) fn count_log(&mut self, shard: ShardId) {
         if let Some(replica) = self.shards.get(shard) {

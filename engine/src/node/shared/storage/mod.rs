@@ -18,11 +18,11 @@ use std::collections::BTreeMap;
 
 use crate::ids::{Now, StoreBoot};
 use crate::key::{self, CounterKey};
-use crate::node::context::Context;
 use crate::node::event::Effect;
 use crate::node::settings::Settings;
+use crate::node::shared::NodeTurn;
 use crate::replica::Replica;
-use crate::replica::group_commit::{GroupCommit, TurnContext};
+use crate::replica::group_commit::{GroupCommit, ReplicaTurn};
 use crate::shard::idempotency::TokenOutcome;
 use crate::store::table::{Cell, Tables};
 
@@ -89,9 +89,9 @@ impl Storage {
         me: StoreBoot,
         settings: &'a Settings,
         effects: &'a mut Vec<Effect>,
-    ) -> TurnContext<'a> {
+    ) -> ReplicaTurn<'a> {
         let disk_full = self.disk_full;
-        TurnContext { now, me, settings, disk_full, groups: &mut self.groups, effects }
+        ReplicaTurn { now, me, settings, disk_full, groups: &mut self.groups, effects }
     }
 
     /// Returns the groups of the log.
@@ -133,13 +133,13 @@ impl Storage {
     }
 }
 
-impl Context<'_> {
+impl NodeTurn<'_> {
     /// Handles the end of an fsync: what is durable may be committed and applied.
     pub(in crate::node) fn on_durable(&mut self, group: u64) {
         for (shard, seq) in self.storage.groups.on_durable(group, self.now) {
             if let Some(replica) = self.shards.get_mut(shard) {
                 replica.on_durable(seq);
-                self.shards.dirty.insert(shard);
+                self.shards.to_advance.insert(shard);
             }
         }
     }

@@ -3,14 +3,14 @@
 use crate::entry::Body;
 use crate::ids::{Seq, ShardId};
 use crate::message::{BatchReply, NodeReply};
-use crate::node::context::Context;
 use crate::node::event::Effect;
+use crate::node::shared::NodeTurn;
 use crate::planted::Planted;
 use crate::replica::Replica;
 use crate::replica::log::Loading;
 use crate::shard::apply::{self, Loaded};
 
-impl Context<'_> {
+impl NodeTurn<'_> {
     /// Moves a shard's commit, then applies what is committed. Returns the last seq that was
     /// applied before.
     pub(in crate::node) fn advance(&mut self, shard: ShardId) -> Seq {

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use crate::entry::Position;
 use crate::ids::{CopyNo, Now, Seq, ShardId, StoreId};
 use crate::message::DigestPoint;
-use crate::node::context::Context;
 use crate::node::event::Effect;
+use crate::node::shared::NodeTurn;
 use crate::node::snapshots::Snapshots;
 use crate::planted::Planted;
 use crate::replica::Replica;
@@ -43,7 +43,7 @@ impl Flushing {
     }
 }
 
-impl Context<'_> {
+impl NodeTurn<'_> {
     /// Begins a flush if the table is full or old enough, or one was requested, and none is in
     /// flight.
     pub(in crate::node) fn flush_if_due(&mut self) {
@@ -126,7 +126,7 @@ impl Context<'_> {
         let Some(done) = in_flight.take_if(|in_flight| in_flight.flush == flush) else { return };
         self.storage.tables.sealed = None;
         self.storage.ingests += 1;
-        self.shards.dirty.extend(self.storage.memory.held_up());
+        self.shards.to_advance.extend(self.storage.memory.held_up());
         for (copy, applied, point) in done.shards {
             let Some(replica) = self.shards.get_mut(point.shard) else { continue };
             if !replica.trust.exists() || replica.copy != copy {

@@ -8,8 +8,8 @@
 use crate::ids::{Seq, ShardId};
 use crate::key::CounterKey;
 use crate::memory;
-use crate::node::context::Context;
 use crate::node::event::Effect;
+use crate::node::shared::NodeTurn;
 use crate::replica::log::Loading;
 use crate::shard::apply::{self, Loaded, Needs, Values};
 use crate::shard::idempotency::TokenRecord;
@@ -45,7 +45,7 @@ pub(in crate::node) struct LoadedRead {
     pub values: Values,
 }
 
-impl Context<'_> {
+impl NodeTurn<'_> {
     /// Loads what the entries from `from` on will need, while they wait for their commit.
     pub(in crate::node) fn prefetch(&mut self, shard: ShardId, from: Seq) {
         let mut seq = from;
@@ -70,7 +70,7 @@ impl Context<'_> {
         self.begin_load(load, needs, LoadPurpose::Entry { shard, seq });
     }
 
-    /// Loads values for a read; [`Context::on_loaded`] returns them.
+    /// Loads values for a read; [`NodeTurn::on_loaded`] returns them.
     pub(in crate::node) fn load_for_read(&mut self, read: u64, counters: Vec<CounterKey>) {
         let load = self.fresh_id();
         let needs = Needs { counters, records: Vec::new() };
@@ -109,7 +109,7 @@ impl Context<'_> {
         {
             let loaded = Loaded { values, records };
             replica.log.set_loading(seq, Loading::Ready { loaded, ingests });
-            self.shards.dirty.insert(shard);
+            self.shards.to_advance.insert(shard);
         }
         None
     }

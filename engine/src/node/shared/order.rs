@@ -2,12 +2,12 @@
 
 use crate::entry::{Body, Entry};
 use crate::ids::{Seq, ShardId, StoreId, TimeMs};
-use crate::node::context::Context;
 use crate::node::peers::health::PeerHealth;
+use crate::node::shared::NodeTurn;
 use crate::planted::Planted;
 use crate::replica::clock;
 
-impl Context<'_> {
+impl NodeTurn<'_> {
     /// Orders `body`: gives it the next seq of a shard that this node leads, and returns the seq.
     pub(in crate::node) fn order(
         &mut self,
@@ -25,9 +25,9 @@ impl Context<'_> {
         let seq = entry.seq;
         let followers: Vec<StoreId> = primary.followers.keys().copied().collect();
         self.shards.to_send.extend(followers.into_iter().map(|store| (store, shard)));
-        let (replica, mut turn) = self.in_turn(shard)?;
-        replica.append(&mut turn, entry);
-        self.shards.dirty.insert(shard);
+        let (replica, mut replica_turn) = self.replica_in_turn(shard)?;
+        replica.append(&mut replica_turn, entry);
+        self.shards.to_advance.insert(shard);
         self.prefetch(shard, seq);
         Some(seq)
     }

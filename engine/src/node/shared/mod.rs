@@ -1,11 +1,25 @@
-//! The context in which a part of the node handles an event: what the node lends to it.
+//! The state that the parts of a node share, and the turn in which they get it for one event.
 //!
-//! Every part owns its state, and no other part can reach it. All of them work on the shards and
-//! write through the storage, so these two are lent to each, with the time, the settings and the
-//! effects of the event. A verb of one part that needs another one takes it as a parameter.
+//! The fields of a part are private to it. The replicas are not: nearly every event is about one
+//! of them, and all parts write through the storage. So these two are lent to every part, with the
+//! time, the settings and the effects of the event. A part that needs another one gets it as a
+//! parameter. [`shards`] holds the replicas and what is to be done for them, [`storage`] the log
+//! in memory, the tables and what is in flight to the disk; [`order`] gives an entry its place.
+//! No other part than these changes a field of a replica, its primary or its followers:
+//! Only these parts change the fields of a replica, its primary and its followers:
 //!
-//! [`shards`] holds the replicas and what is to be done for them, [`storage`] the log, the tables
-//! and the state; [`order`] gives an entry its place in a log.
+//! | field | part |
+//! |---|---|
+//! | `log`, `state`, `commit` | [`storage`], [`order`]; `peers` and `reads` learn commits |
+//! | `role`, `promised`, `begun` | `membership`; on a higher epoch the others, too |
+//! | `trust`, `copy` | `snapshots`; `audit` stops a wrong copy, `membership` may need it |
+//! | `proposals`, `joining`, `frozen`, `progress` | `membership` |
+//! | `feed`, `sent` of a follower | `peers`; `snapshots` and `audit`, the feed |
+//! | `acked`, `lost_acked_data` of a follower | `peers`; `audit` of a wrong copy |
+//! | `waiting` | `gateways`; [`storage`] answers |
+//! | `votes`, `disputed` | `audit` |
+//! | `stepping_down` | `queries`; `membership` ends it |
+//! | `expiry` | `retention` |
 
 mod order;
 mod shards;
@@ -16,13 +30,13 @@ use crate::node::event::Effect;
 use crate::node::settings::Settings;
 use crate::planted::Planted;
 use crate::replica::Replica;
-use crate::replica::group_commit::TurnContext;
+use crate::replica::group_commit::ReplicaTurn;
 
 pub(super) use shards::Shards;
 pub(super) use storage::Storage;
 pub use storage::TokenCounts;
 
-/// The state that is lent to every part.
+/// The state that is lent to every part, between two events.
 #[derive(Clone, Debug)]
 pub(super) struct Shared {
     pub settings: Settings,
@@ -37,8 +51,8 @@ pub(super) struct Shared {
 
 impl Shared {
     /// Lends the state for one event.
-    pub(super) fn lend<'a>(&'a mut self, effects: &'a mut Vec<Effect>) -> Context<'a> {
-        Context {
+    pub(super) fn lend<'a>(&'a mut self, effects: &'a mut Vec<Effect>) -> NodeTurn<'a> {
+        NodeTurn {
             now: self.now,
             wall: self.wall,
             me: self.me,
@@ -51,8 +65,8 @@ impl Shared {
     }
 }
 
-/// The context of one event.
-pub(super) struct Context<'a> {
+/// The turn: what a part may use while it handles one event.
+pub(super) struct NodeTurn<'a> {
     /// The time of the event.
     pub now: Now,
     /// The wall clock, as last reported.
@@ -67,7 +81,7 @@ pub(super) struct Context<'a> {
     last_id: &'a mut u64,
 }
 
-impl Context<'_> {
+impl NodeTurn<'_> {
     /// Returns a number that this process has not used before.
     pub(super) fn fresh_id(&mut self) -> u64 {
         *self.last_id += 1;
@@ -79,8 +93,11 @@ impl Context<'_> {
         bug.is_in(self.settings.planted)
     }
 
-    /// Returns the shard's replica, and the context in which it writes to the log.
-    pub(super) fn in_turn(&mut self, shard: ShardId) -> Option<(&mut Replica, TurnContext<'_>)> {
+    /// Returns the shard's replica, and what it may use while it writes to the log.
+    pub(super) fn replica_in_turn(
+        &mut self,
+        shard: ShardId,
+    ) -> Option<(&mut Replica, ReplicaTurn<'_>)> {
         let replica = self.shards.get_mut(shard)?;
         let turn = self.storage.turn(self.now, self.me, self.settings, self.effects);
         Some((replica, turn))

@@ -2,8 +2,9 @@
 
 use super::outcome::{Failure, WriteResult};
 use super::part::{HOME, Issued, PartToken, QueuedOp, RequestPart, slot_of};
+use super::pending_writes::PendingWrite;
 use super::queueing::Queueing;
-use super::requests::PendingWrite;
+use crate::batcher::shard_map::ShardMap;
 use crate::ids::{Now, ShardId, TimeMs};
 use crate::key;
 use crate::ops::{Op, OpKind};
