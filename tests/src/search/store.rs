@@ -446,7 +446,7 @@ fn peers(context: &StoreContext, boots: [u8; STORES_MAX]) -> Event {
         let boot = boots[usize::from(store)];
         (store_boot(store, boot), key_revision(store, boot))
     };
-    Event::Peers((0..context.stores as u8).map(key).collect())
+    Event::PeersRegistered((0..context.stores as u8).map(key).collect())
 }
 
 impl Machine for StoreMachine {

@@ -132,7 +132,7 @@ impl Leader {
         };
         let now = Now(0);
         let mut node = Node::new(context.settings.clone(), primary_of(epoch), now, 1, vec![found]);
-        let peers = Event::Peers(vec![(primary_of(epoch), epoch.into())]);
+        let peers = Event::PeersRegistered(vec![(primary_of(epoch), epoch.into())]);
         for event in [Event::WallClock(TimeMs(BEGAN_MS)), Event::LeaseConfirmed, peers] {
             node.handle(now, event, &mut Vec::new());
         }
