@@ -178,11 +178,17 @@ pub enum Planted {
     /// A primary that asks to be replaced because its copy is wrong counts as a good copy beside a
     /// store that is offline.
     ResignedIsGood,
+    /// A driver lets a load begin after later events: it reads a later state.
+    LoadBeginsLate,
+    /// A driver lets messages of one connection overtake each other.
+    MessagesInAnyOrder,
+    /// A driver lets a record of the log be written after the fsync of its group.
+    WriteAfterSync,
 }
 
 impl Planted {
     /// Every planted bug.
-    pub const ALL: [Self; 82] = [
+    pub const ALL: [Self; 85] = [
         Self::SkipPromiseFsync,
         Self::AckBeforeBackupFsync,
         Self::CountUnsettledRemoval,
@@ -265,6 +271,9 @@ impl Planted {
         Self::NeededStoreGivenUp,
         Self::IntentOfAnyRecord,
         Self::ResignedIsGood,
+        Self::LoadBeginsLate,
+        Self::MessagesInAnyOrder,
+        Self::WriteAfterSync,
     ];
 
     /// Returns whether this bug is planted.

@@ -16,10 +16,12 @@ use engine::records::{NameRecord, NodeRecord, PromoteIntent};
 
 use super::checker::Violation;
 use super::core::{Core, since};
+use super::coverage::Path;
 use super::etcd::{
     Call, Compare, EtcdKey, EtcdValue, EtcdWatchEvent, Reply, Versioned, Write, store_of,
 };
 use super::event::ProcessInput;
+use super::late::{Late, LateItems, shuffle};
 use super::place::{Place, ProcessId, name_of, place_of};
 
 /// The period of the driver's own clock: elections and keep-alives.
@@ -37,6 +39,7 @@ struct RunningCoordinator {
     wake_at: Option<u64>,
     /// The effects that it was about to perform when it was paused.
     held_back: Vec<Effect>,
+    late: LateItems<Late<Effect, Event>>,
     lease: Option<u64>,
     /// The term if this process leads, and when etcd last confirmed the lease.
     leads: Option<u64>,
@@ -94,6 +97,7 @@ impl CoordinatorHost {
             started: core.clock(),
             wake_at: None,
             held_back: Vec::new(),
+            late: LateItems::default(),
             lease: None,
             leads: None,
             confirmed: 0,
@@ -141,6 +145,7 @@ impl CoordinatorDriver<'_> {
                 self.schedule(core);
             }
             ProcessInput::Tock => self.tock(core),
+            ProcessInput::Late { number } => self.late(core, number),
             ProcessInput::Watched(events) => self.watched_all(core, events),
             ProcessInput::Etcd { call, reply } => {
                 if let Some(asked) = self.running.calls.remove(&call) {
@@ -169,16 +174,73 @@ impl CoordinatorDriver<'_> {
         let me = self.process.place;
         core.trace.note(core.now, || format!("{me:?} <- {event:?}"));
         let mut effects = Vec::new();
+        self.running.late.handled += 1;
         self.running.coordinator.handle(now, event, &mut effects);
-        for effect in effects {
+        for effect in &effects {
             core.trace.note(core.now, || format!("{me:?} -> {effect:?}"));
-            if core.holds_back(self.process) {
-                self.running.held_back.push(effect);
-            } else {
-                self.perform(core, effect);
-            }
+        }
+        if core.plan.reorder.on {
+            effects = self.reorder(core, effects);
+        }
+        for effect in effects {
+            self.perform_or_hold(core, effect);
         }
         self.schedule(core);
+    }
+
+    fn perform_or_hold(&mut self, core: &mut Core, effect: Effect) {
+        if core.holds_back(self.process) {
+            self.running.held_back.push(effect);
+        } else {
+            self.perform(core, effect);
+        }
+    }
+
+    // ---- the freedom of drivers: docs/design.md#order-of-effects -------------------------------
+
+    /// Returns the effects that are performed at once, in any order. The others are performed
+    /// later, whatever happens meanwhile.
+    fn reorder(&mut self, core: &mut Core, effects: Vec<Effect>) -> Vec<Effect> {
+        let mut at_once = Vec::new();
+        for effect in effects {
+            match core.lateness(&self.running.late, None) {
+                Some(lag) => {
+                    let item = Late::Effect(effect);
+                    core.keep(&mut self.running.late, self.process, None, (lag, item));
+                }
+                None => at_once.push((None, effect)),
+            }
+        }
+        if shuffle(&mut at_once, &mut core.plan.reorder.rng) {
+            core.oracle.coverage.reached(Path::CoordinatorSwapped);
+        }
+        at_once.into_iter().map(|(_, effect)| effect).collect()
+    }
+
+    /// Something answers or has changed: the state machine gets the event now, or any time later.
+    fn report(&mut self, core: &mut Core, event: Event) {
+        match core.lateness(&self.running.late, None) {
+            Some(lag) => {
+                let item = Late::Answer(event);
+                core.keep(&mut self.running.late, self.process, None, (lag, item));
+            }
+            None => self.handle(core, event),
+        }
+    }
+
+    fn late(&mut self, core: &mut Core, number: u64) {
+        let Some((item, overtaken)) = self.running.late.take(number) else { return };
+        let path = match item {
+            Late::Effect(_) => Path::CoordinatorLate,
+            Late::Answer(_) => Path::CoordinatorAnswerLate,
+        };
+        if overtaken {
+            core.oracle.coverage.reached(path);
+        }
+        match item {
+            Late::Effect(effect) => self.perform_or_hold(core, effect),
+            Late::Answer(event) => self.handle(core, event),
+        }
     }
 
     fn schedule(&mut self, core: &mut Core) {
@@ -229,6 +291,9 @@ impl CoordinatorDriver<'_> {
     fn ask(&mut self, core: &mut Core, to: StoreBoot, message: NodeQuery, question: PendingQuery) {
         self.running.next_query += 1;
         let query = self.running.next_query;
+        if core.plan.reorder.is_unanswered() {
+            return core.oracle.coverage.reached(Path::QueryUnanswered);
+        }
         self.running.queries.insert(query, question);
         core.query(self.process, place_of(to.store), query, message);
     }
@@ -248,7 +313,7 @@ impl CoordinatorDriver<'_> {
             }
             (_, other) => unreachable!("an answer without its query: {other:?}"),
         };
-        self.handle(core, event);
+        self.report(core, event);
     }
 
     fn failed(&mut self, core: &mut Core, query: u64, refused: bool) {
@@ -263,7 +328,7 @@ impl CoordinatorDriver<'_> {
             }
             PendingQuery::StepDown(shard, epoch) => Event::SteppedDown { shard, epoch, end: None },
         };
-        self.handle(core, event);
+        self.report(core, event);
     }
 
     // ---- election ------------------------------------------------------------------------------
@@ -345,14 +410,14 @@ impl CoordinatorDriver<'_> {
             (CoordinatorCallPurpose::KeepAlive, Reply::Kept(false)) => self.lease_lost(core),
             (CoordinatorCallPurpose::List(list), Reply::List { revision, all }) => {
                 let listing = Some(listing(revision, all));
-                self.handle(core, Event::Listed { list, listing });
+                self.report(core, Event::Listed { list, listing });
             }
             (CoordinatorCallPurpose::Propose(proposal), Reply::Txn { done, revision }) => {
                 let outcome = match done {
                     true => CasOutcome::Done { mod_revision: revision },
                     false => CasOutcome::Failed,
                 };
-                self.handle(core, Event::Proposed { proposal, outcome });
+                self.report(core, Event::Proposed { proposal, outcome });
             }
             (_, _) => {}
         }
@@ -366,10 +431,10 @@ impl CoordinatorDriver<'_> {
             // The key may exist under this lease: only a new lease gives a clear answer.
             CoordinatorCallPurpose::Stand => self.lease_lost(core),
             CoordinatorCallPurpose::List(list) => {
-                self.handle(core, Event::Listed { list, listing: None })
+                self.report(core, Event::Listed { list, listing: None })
             }
             CoordinatorCallPurpose::Propose(proposal) => {
-                self.handle(core, Event::Proposed { proposal, outcome: CasOutcome::Unknown });
+                self.report(core, Event::Proposed { proposal, outcome: CasOutcome::Unknown });
             }
         }
     }
@@ -380,7 +445,7 @@ impl CoordinatorDriver<'_> {
             self.running.watched = self.running.watched.max(modified);
             let revision = self.running.watched;
             if let Some(change) = change_of(key, value) {
-                self.handle(core, Event::Changed { revision, change });
+                self.report(core, Event::Changed { revision, change });
             }
         }
     }

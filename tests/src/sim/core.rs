@@ -7,6 +7,7 @@ use engine::ids::Now;
 
 use super::etcd::Etcd;
 use super::event::{ProcessInput, SimEvent};
+use super::late::{LateItems, Stream};
 use super::network::SimNetwork;
 use super::oracle::Oracle;
 use super::pauses::Pauses;
@@ -90,6 +91,25 @@ impl Core {
             900..990 => self.rng.between(base, base * 20),
             _ => self.rng.between(base, base * 300),
         }
+    }
+
+    /// The lateness of an effect or an answer, if its driver uses its freedom and it is late. What
+    /// waits for something before it in its stream is late, too.
+    pub fn lateness<T>(&mut self, late: &LateItems<T>, stream: Option<Stream>) -> Option<u64> {
+        let waits = late.waits(stream).then_some(0);
+        self.plan.reorder.lateness(stream.is_none()).or(waits)
+    }
+
+    /// Keeps something that is late for its process.
+    pub fn keep<T>(
+        &mut self,
+        late: &mut LateItems<T>,
+        process: ProcessId,
+        stream: Option<Stream>,
+        (lag, item): (u64, T),
+    ) {
+        let (number, at) = late.keep(stream, self.now + lag, item);
+        self.at(at, SimEvent::Input(process, ProcessInput::Late { number }));
     }
 
     /// Returns whether faults still strike.

@@ -144,10 +144,54 @@ pub enum Path {
     DiskPutBack,
     /// A shard is led with a loss on record.
     LossAccepted,
+
+    // -- the freedom of drivers; *late*: after another event was handled
+    /// Effects of one event of a node were performed in another order.
+    EffectsSwapped,
+    /// A record or the fsync of a group was late.
+    WriteLate,
+    /// A change of the state, or its copying, was late.
+    ChangeLate,
+    /// A message of a node was late, or the end of a connection.
+    MessageLate,
+    /// A read of the log was late.
+    LogReadLate,
+    /// A trim of the log was late.
+    TrimLate,
+    /// A call of etcd was late.
+    CallLate,
+    /// Another effect of a node was late.
+    RestLate,
+    /// The report that a group is durable was late.
+    DurableLate,
+    /// The answer to a load was late.
+    LoadedLate,
+    /// The answer to a change of the state was late: loads saw the rows of before.
+    ChangedLate,
+    /// The answer to a read of the log was late.
+    LogAnswerLate,
+    /// The answer to a call of etcd was late.
+    CallAnswerLate,
+    /// A record of a watch was late.
+    RecordLate,
+    /// A timer of a node was late.
+    TickLate,
+    /// An effect of a batcher was late.
+    BatcherLate,
+    /// A record of a watch was late at a batcher.
+    BatcherRecordLate,
+    /// Effects of one event of a coordinator were performed in another order.
+    CoordinatorSwapped,
+    /// An effect of a coordinator was late.
+    CoordinatorLate,
+    /// An answer to a coordinator, or a change, was late.
+    CoordinatorAnswerLate,
+    /// A query of a coordinator stayed unanswered.
+    QueryUnanswered,
 }
 
 impl Path {
-    pub const ALL: [Self; 56] = [
+    pub const ALL: [Self; 77] = [
         Self::TailSurvived,
         Self::TailTruncated,
         Self::FailoverWithoutData,
@@ -204,6 +248,27 @@ impl Path {
         Self::EmptyRefused,
         Self::DiskPutBack,
         Self::LossAccepted,
+        Self::EffectsSwapped,
+        Self::WriteLate,
+        Self::ChangeLate,
+        Self::MessageLate,
+        Self::LogReadLate,
+        Self::TrimLate,
+        Self::CallLate,
+        Self::RestLate,
+        Self::DurableLate,
+        Self::LoadedLate,
+        Self::ChangedLate,
+        Self::LogAnswerLate,
+        Self::CallAnswerLate,
+        Self::RecordLate,
+        Self::TickLate,
+        Self::BatcherLate,
+        Self::BatcherRecordLate,
+        Self::CoordinatorSwapped,
+        Self::CoordinatorLate,
+        Self::CoordinatorAnswerLate,
+        Self::QueryUnanswered,
     ];
 }
 

@@ -95,13 +95,19 @@ enum LogRequest {
     Trim(Vec<Needed>),
 }
 
+/// The rows that loads see.
+#[derive(Clone, Default)]
+struct VisibleRows {
+    /// Counter rows by (slot, name).
+    counters: BTreeMap<(u16, Vec<u8>), i128>,
+    tokens: TokenRows,
+}
+
 /// The part of a disk that outlives every process and every crash.
 #[derive(Clone, Default)]
 struct StoredState {
     log: Log,
-    /// Counter rows by (slot, name).
-    rows: BTreeMap<(u16, Vec<u8>), i128>,
-    tokens: TokenRows,
+    rows: VisibleRows,
     /// Shard records.
     records: BTreeMap<ShardId, (CopyNo, ShardState)>,
     durable: Durable,
@@ -129,6 +135,11 @@ pub struct SimDisk {
     /// The pending ingests, each with the group that must be durable before it.
     ingests: BTreeMap<u64, (u64, Ingest)>,
     next: u64,
+    /// The rows that loads see while the process has not handled every answer to a change; `None`:
+    /// what is stored.
+    visible: Option<VisibleRows>,
+    /// The rows after each change whose answer is still to be handled.
+    unhandled: VecDeque<VisibleRows>,
     /// The stream that decides what a crash leaves, separate so that no other choice moves with it.
     rng: Rng,
     sizes: LogSizes,
@@ -172,6 +183,8 @@ impl SimDisk {
             open: None,
             ingests: BTreeMap::new(),
             next: 0,
+            visible: None,
+            unhandled: VecDeque::new(),
             rng,
             sizes,
             slowness_for_good,
@@ -301,17 +314,19 @@ impl SimDisk {
         if needs.counters.iter().any(lost) {
             return core.input_after(20, me, ProcessInput::Disk(DiskDone::Damaged));
         }
-        let row = |key: &CounterKey| stored.rows.get(&name(key)).copied();
+        let visible = self.visible.as_ref().unwrap_or(&stored.rows);
+        let row = |key: &CounterKey| visible.counters.get(&name(key)).copied();
         let values = needs.counters.iter().map(row).collect();
-        let records = self.stored.tokens.load(&needs.records);
+        let records = visible.tokens.load(&needs.records);
         let took = core.rng.between(20, if core.plan.jitter { 5_000 } else { 200 });
         core.input_after(took, me, ProcessInput::Disk(DiskDone::Loaded { load, values, records }));
     }
 
-    pub fn begin_ingest(&mut self, core: &mut Core, me: ProcessId, ingest: Ingest) {
+    /// `issued`: the last group that contains anything that the process wanted to have written.
+    pub fn begin_ingest(&mut self, core: &mut Core, me: ProcessId, issued: u64, ingest: Ingest) {
         let after = match ingest {
             // The log first records, durably, the operation on the shard.
-            Ingest::Drop { .. } | Ingest::Install { .. } => self.durable_to_here(),
+            Ingest::Drop { .. } | Ingest::Install { .. } => self.durable_to_here().max(issued),
             Ingest::Flush { .. } | Ingest::Snapshot { .. } => 0,
         };
         self.next += 1;
@@ -343,7 +358,24 @@ impl SimDisk {
             let took = next.takes(core);
             core.input_after(took, me, ProcessInput::Disk(DiskDone::Ingest { id }));
         }
-        match &ingest {
+        let is_change = !matches!(ingest, Ingest::Snapshot { .. });
+        let before = (core.plan.reorder.on && is_change).then(|| self.stored.rows.clone());
+        self.change(&ingest);
+        if let Some(before) = before {
+            self.visible.get_or_insert(before);
+            self.unhandled.push_back(self.stored.rows.clone());
+        }
+        Some(ingest)
+    }
+
+    /// The process handles the answer to the next change: from here on loads see it.
+    pub fn change_is_handled(&mut self) {
+        let rows = self.unhandled.pop_front();
+        self.visible = rows.filter(|_| !self.unhandled.is_empty());
+    }
+
+    fn change(&mut self, ingest: &Ingest) {
+        match ingest {
             Ingest::Flush { table, shards, .. } => {
                 for (key, change) in layout::rows(table, shards) {
                     self.stored.write_row(&key, change);
@@ -354,18 +386,17 @@ impl SimDisk {
                 for (name, value) in &rows.counters {
                     self.put_row(name, *value);
                 }
-                self.stored.tokens.install(&rows.tokens);
+                self.stored.rows.tokens.install(&rows.tokens);
                 self.stored.records.insert(state.slots.shard(), (*copy, (**state).clone()));
             }
             Ingest::Drop { slots, .. } => self.stored.remove(*slots),
             Ingest::Snapshot { .. } => {}
         }
-        Some(ingest)
     }
 
     fn put_row(&mut self, name: &[u8], value: i128) {
         let slot = engine::key::slot_of(engine::key::hash(name));
-        self.stored.rows.insert((slot.0, name.to_vec()), value);
+        self.stored.rows.counters.insert((slot.0, name.to_vec()), value);
     }
 
     /// There is no room for a while. Returns the notification for the state machine.
@@ -395,10 +426,10 @@ impl SimDisk {
     /// The current rows of a shard and its record.
     pub fn snapshot(&self, shard: ShardId, slots: Slots) -> Option<(Rows, ShardState)> {
         let (_, state) = self.stored.records.get(&shard)?;
-        let rows = self.stored.rows.range((slots.lo, Vec::new())..);
+        let rows = self.stored.rows.counters.range((slots.lo, Vec::new())..);
         let rows = rows.take_while(|((slot, _), _)| *slot <= slots.hi);
         let counters = rows.map(|((_, name), &value)| (name.clone(), value)).collect();
-        let rows = Rows { counters, tokens: self.stored.tokens.copy_of(slots) };
+        let rows = Rows { counters, tokens: self.stored.rows.tokens.copy_of(slots) };
         Some((rows, state.clone()))
     }
 
@@ -409,6 +440,8 @@ impl SimDisk {
     pub fn crash(&mut self, core: &mut Core, power_lost: bool) {
         self.open = None;
         self.ingests.clear();
+        self.visible = None;
+        self.unhandled.clear();
         self.room_reported = u64::MAX;
         self.stored.log.process_died(&mut self.rng);
         if power_lost && self.stored.log.power_lost(&mut self.rng) == GroupAfterCrash::Torn {
@@ -503,7 +536,7 @@ impl SimDisk {
     }
 
     pub fn lose_row(&mut self) -> bool {
-        let rows: Vec<_> = self.stored.rows.keys().collect();
+        let rows: Vec<_> = self.stored.rows.counters.keys().collect();
         if rows.is_empty() {
             return false;
         }
@@ -556,8 +589,8 @@ impl StoredState {
         if self.lost_row.as_ref().is_some_and(removed) {
             self.lost_row = None;
         }
-        self.rows.retain(|&(slot, _), _| slot < slots.lo || slots.hi < slot);
-        self.tokens.drop(slots);
+        self.rows.counters.retain(|&(slot, _), _| slot < slots.lo || slots.hi < slot);
+        self.rows.tokens.drop(slots);
         self.records.retain(|_, (_, state)| state.slots.hi < slots.lo || slots.hi < state.slots.lo);
     }
 
@@ -569,18 +602,24 @@ impl StoredState {
                 let value = match change {
                     RowChange::Put(value) => value,
                     RowChange::Merge(operand) => {
-                        let below = self.rows.get(&name).map(|&value| layout::counter_value(value));
+                        let below = self
+                            .rows
+                            .counters
+                            .get(&name)
+                            .map(|&value| layout::counter_value(value));
                         layout::merge(below.as_deref(), [&operand[..]]).expect("just encoded")
                     }
                     RowChange::Delete => {
-                        self.rows.remove(&name);
+                        self.rows.counters.remove(&name);
                         return;
                     }
                 };
-                self.rows.insert(name, layout::decode_counter(&value).expect("just encoded"));
+                self.rows
+                    .counters
+                    .insert(name, layout::decode_counter(&value).expect("just encoded"));
             }
             RowKey::Idempotency { slot, hash } => {
-                self.tokens.write(RecordId { slot, hash }, &row_of(change));
+                self.rows.tokens.write(RecordId { slot, hash }, &row_of(change));
             }
             RowKey::Shard(shard) => {
                 let record = layout::decode_shard(&row_of(change)).expect("just encoded");

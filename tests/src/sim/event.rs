@@ -61,6 +61,10 @@ pub enum ProcessInput {
     Tock,
     /// A peer may be dialled again.
     Redial,
+    /// The driver performs an effect, or reports an answer, later than it could.
+    Late {
+        number: u64,
+    },
     Disk(DiskDone),
     // -- network
     Accepted {

@@ -13,11 +13,13 @@ use engine::ops::{Op, OpKind};
 
 use super::checker::{Violation, answers};
 use super::core::{Core, since};
+use super::coverage::Path;
 use super::etcd::{
     Call, Compare, EtcdKey, EtcdValue, EtcdWatchEvent, Reply, Versioned, Write, session_id,
 };
 use super::event::{ProcessInput, SimEvent};
 use super::history::{Ask, OpOutcome};
+use super::late::{Late, LateItems, Stream};
 use super::place::{Place, ProcessId, place_of};
 use super::request::{ClientReply, ClientRequest, TokenReply, TokenSend};
 use super::token_history::outcomes_of;
@@ -40,6 +42,8 @@ struct RunningGateway {
     /// The effects that it was about to perform when it was paused, with the times of their
     /// decision.
     held_back: Vec<(u64, Effect)>,
+    /// Effects with the times of their decision, and answers.
+    late: LateItems<Late<(u64, Effect), Event>>,
     wake_at: Option<u64>,
     peers: BTreeMap<StoreId, KnownNode>,
 
@@ -96,6 +100,7 @@ impl GatewayHost {
             started: core.clock(),
             effects: Vec::new(),
             held_back: Vec::new(),
+            late: LateItems::default(),
             wake_at: None,
             peers: BTreeMap::new(),
             nonce: core.rng.word(),
@@ -153,6 +158,7 @@ impl GatewayDriver<'_> {
                 self.end_turn(core);
             }
             ProcessInput::Tock => self.tock(core),
+            ProcessInput::Late { number } => self.late(core, number),
             ProcessInput::Dialled { dial, conn, peer } => self.dialled(core, dial, conn, peer),
             ProcessInput::DialFailed { dial, refused } => self.dial_failed(core, dial, refused),
             ProcessInput::Closed { conn } => self.closed(core, conn),
@@ -188,6 +194,7 @@ impl GatewayDriver<'_> {
         let me = self.process;
         core.trace.note(core.now, || format!("{me:?} <- {event:?}"));
         let now = since(self.running.started, core.clock());
+        self.running.late.handled += 1;
         self.running.batcher.handle(now, event, &mut self.running.effects);
     }
 
@@ -213,15 +220,48 @@ impl GatewayDriver<'_> {
         for effect in std::mem::take(&mut self.running.effects) {
             let me = self.process;
             core.trace.note(core.now, || format!("{me:?} -> {effect:?}"));
-            if core.holds_back(me) {
-                self.running.held_back.push((core.now, effect));
-            } else {
-                self.perform(core, core.now, effect);
+            let stream = Some(Stream::Batcher);
+            match core.lateness(&self.running.late, stream) {
+                Some(lag) => {
+                    let item = Late::Effect((core.now, effect));
+                    core.keep(&mut self.running.late, me, stream, (lag, item));
+                }
+                None => self.perform_or_hold(core, core.now, effect),
             }
         }
         if let Some(deadline) = self.running.batcher.next_deadline() {
             let at = core.when(self.running.started + deadline.0);
-            self.wake_at(core, at);
+            let late = core.plan.reorder.lateness(false).unwrap_or(0);
+            self.wake_at(core, at + late);
+        }
+    }
+
+    fn perform_or_hold(&mut self, core: &mut Core, decided_at: u64, effect: Effect) {
+        if core.holds_back(self.process) {
+            self.running.held_back.push((decided_at, effect));
+        } else {
+            self.perform(core, decided_at, effect);
+        }
+    }
+
+    /// The gateway performs or reports something that is late: docs/design.md#order-of-effects.
+    fn late(&mut self, core: &mut Core, number: u64) {
+        let Some((item, overtaken)) = self.running.late.take(number) else { return };
+        let path = match item {
+            Late::Effect(_) => Path::BatcherLate,
+            Late::Answer(_) => Path::BatcherRecordLate,
+        };
+        if overtaken {
+            core.oracle.coverage.reached(path);
+        }
+        match item {
+            // The gateway has another session by now.
+            Late::Effect((_, Effect::AbandonSession(session)))
+                if self.running.session != Some(session) => {}
+            Late::Effect((decided_at, effect)) => {
+                self.perform_or_hold(core, decided_at, effect);
+            }
+            Late::Answer(event) => self.handle(core, event),
         }
     }
 
@@ -423,13 +463,24 @@ impl GatewayDriver<'_> {
         for EtcdWatchEvent { value, .. } in events {
             match value {
                 Some(Versioned { value: EtcdValue::Shard(config), .. }) => {
-                    self.handle(core, Event::ShardRecord(config));
+                    self.report(core, Event::ShardRecord(config));
                 }
                 Some(Versioned { value: EtcdValue::Node(me), .. }) => {
                     self.running.peers.entry(me.store).or_default();
                 }
                 _ => {}
             }
+        }
+    }
+
+    /// Records may come in any order.
+    fn report(&mut self, core: &mut Core, event: Event) {
+        match core.lateness(&self.running.late, None) {
+            Some(lag) => {
+                let item = Late::Answer(event);
+                core.keep(&mut self.running.late, self.process, None, (lag, item));
+            }
+            None => self.handle(core, event),
         }
     }
 

@@ -193,6 +193,9 @@ fn has_rare_draw(bug: Planted, plan: &Plan) -> bool {
             plan.log.keep_bytes <= SHORT_LOG_BYTES
         }
         Planted::InstallOverTables => plan.lazy_flushes,
+        Planted::LoadBeginsLate | Planted::MessagesInAnyOrder | Planted::WriteAfterSync => {
+            plan.reorder.on
+        }
         Planted::IntentOfAnyRecord => plan.operator.every.is_some(),
         Planted::CheckReadBeforeCapture
         | Planted::ReadUnproven

@@ -14,10 +14,11 @@
 //!             checker ── one file per promise                      oracle ── checks during a run
 //!   models    place ── who runs where   rows, wire, request ── what is stored and sent
 //!             network, etcd, pauses ── their states                event ── what can happen
-//!             struck ── what undoes each fault
+//!             struck ── what undoes each fault             late ── another order, and later
 //!             core ── what all processes share                     codec, log, disk
 //!             transport, etcd_calls ── how messages and calls travel
 //!   hosts     nodes, gateways, coordinators ── drivers             chaos ── acts at random
+//!             node_freedom ── what a driver of a node may reorder
 //!             clients, token_clients ── the workload               cluster ── all of these
 //!   faults    faults, disk_faults, operator ── what strikes        leaps ── days in one step
 //!   world     world ── the loop that takes the next event          run ── one seed
@@ -51,6 +52,7 @@ pub mod disk;
 pub mod etcd;
 pub mod etcd_calls;
 pub mod event;
+pub mod late;
 pub mod log;
 pub mod network;
 pub mod pauses;
@@ -67,6 +69,7 @@ pub mod clients;
 pub mod cluster;
 pub mod coordinators;
 pub mod gateways;
+pub mod node_freedom;
 pub mod nodes;
 pub mod token_clients;
 

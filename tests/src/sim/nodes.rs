@@ -13,6 +13,7 @@ use engine::node::boot::{
     self, EtcdState, NameHolder, NameRequest, Start, StartRefusal, StartStep, StoreClaim,
 };
 use engine::node::{CasOutcome, Effect, Event, Node, Settings};
+use engine::planted::Planted;
 use engine::records::{StoreRecord, StoreStatus};
 use engine::shard::state::ShardState;
 use engine::store::log::LogRecord;
@@ -26,6 +27,8 @@ use super::etcd::{
     session_id, store_of,
 };
 use super::event::{DiskDone, ProcessInput, SimEvent};
+use super::late::{Late, LateItems, Stream, shuffle};
+use super::node_freedom::{changes_the_view, late_answer, late_effect, stream_of};
 use super::place::{Place, ProcessId, name_of, place_of, store_id};
 use super::plan::NodeClock;
 use super::rng::Rng;
@@ -105,9 +108,15 @@ struct RunningNode {
     me: StoreBoot,
     started: u64,
     wake_at: Option<u64>,
+    /// The deadline for which it wakes, and the sum of leaps by then.
+    wakes_for: Option<(Now, u64)>,
     effects: Vec<Effect>,
     /// The effects that it was about to perform when it was paused.
     held_back: Vec<Effect>,
+    late: LateItems<Late<Effect, Event>>,
+    /// The last group that was requested, and the last one that contains anything.
+    last_group: u64,
+    issued: u64,
     left: bool,
     /// Established connections; those that this node dialled name their peer.
     conns: BTreeMap<Conn, Option<StoreId>>,
@@ -505,14 +514,19 @@ impl NodeHost {
         core.trace.note(core.now, || format!("{me:?} starts with {:?}", opened.replicas));
         let Place::Node(index) = self.place else { return };
         let settings = Settings { suspect, ..core.plan.node(index.into()) };
+        let last_group = opened.next_group - 1;
         let node = Node::new(settings, me, Now(0), opened.next_group, opened.replicas);
         self.phase = Phase::Up(Box::new(RunningNode {
             node,
             me,
             started: core.clock(),
             wake_at: None,
+            wakes_for: None,
             effects: Vec::new(),
             held_back: Vec::new(),
+            late: LateItems::default(),
+            last_group,
+            issued: 0,
             left: false,
             conns: BTreeMap::new(),
             gateways: BTreeMap::new(),
@@ -739,6 +753,7 @@ impl NodeDriver<'_> {
             ProcessInput::Resumed => self.resumed(core),
             ProcessInput::Tock => self.tock(core),
             ProcessInput::Redial => self.dial_all(core),
+            ProcessInput::Late { number } => self.late(core, number),
             ProcessInput::Disk(done) => self.disk_done(core, done),
             ProcessInput::Accepted { conn, from } => self.accepted(core, conn, from),
             ProcessInput::Dialled { dial, conn, .. } => self.dialled(core, dial, conn),
@@ -778,29 +793,134 @@ impl NodeDriver<'_> {
         core.trace.note(core.now, || format!("{me:?} <- {event:?}"));
         let now = self.now(core);
         core.oracle.event(me, &event);
+        self.running.late.handled += 1;
+        if changes_the_view(&event) {
+            self.disk.change_is_handled();
+        }
         let mut effects = std::mem::take(&mut self.running.effects);
         self.running.node.handle(now, event, &mut effects);
+        let exit = self.observe(core, &mut effects);
+        if core.plan.reorder.on {
+            self.reorder(core, &mut effects);
+        }
         for effect in effects.drain(..) {
-            core.trace.note(core.now, || format!("{me:?} -> {effect:?}"));
-            core.oracle.effect(core.now, me, &effect);
-            if matches!(effect, Effect::Exit(_)) {
-                self.running.effects.push(effect);
-                return;
-            }
-            if core.holds_back(self.process) {
-                self.running.held_back.push(effect);
-            } else {
-                self.perform(core, effect);
-            }
+            self.perform_or_hold(core, effect);
         }
         self.running.effects = effects;
-        self.schedule(core);
+        match exit {
+            Some(exit) => self.running.effects.push(exit),
+            None => self.schedule(core),
+        }
+    }
+
+    /// Lets the oracle see the effects in the order given. Returns the effect that ends the
+    /// process; nothing after it is performed.
+    fn observe(&mut self, core: &mut Core, effects: &mut Vec<Effect>) -> Option<Effect> {
+        let me = self.running.me;
+        let is_exit = |effect: &Effect| matches!(effect, Effect::Exit(_));
+        let exit = effects.iter().position(is_exit);
+        effects.truncate(exit.map_or(effects.len(), |at| at + 1));
+        for effect in effects.iter() {
+            core.trace.note(core.now, || format!("{me:?} -> {effect:?}"));
+            core.oracle.effect(core.now, me, effect);
+            if let Effect::ToPrimary { conn, message } = effect {
+                self.accepts(core, *conn, message);
+            }
+        }
+        exit.and_then(|_| effects.pop())
+    }
+
+    fn perform_or_hold(&mut self, core: &mut Core, effect: Effect) {
+        if core.holds_back(self.process) {
+            self.running.held_back.push(effect);
+        } else {
+            self.perform(core, effect);
+        }
+    }
+
+    // ---- the freedom of drivers: docs/design.md#order-of-effects -------------------------------
+
+    /// Leaves the effects that are performed at once, in another order. The others are performed
+    /// later, whatever happens meanwhile.
+    fn reorder(&mut self, core: &mut Core, effects: &mut Vec<Effect>) {
+        let mut at_once = Vec::new();
+        for effect in effects.drain(..) {
+            self.issue(&effect);
+            let stream = stream_of(core.plan.planted, &effect);
+            match self.lateness(core, stream, &effect) {
+                Some(lag) => {
+                    let item = Late::Effect(effect);
+                    core.keep(&mut self.running.late, self.process, stream, (lag, item));
+                }
+                None => at_once.push((stream, effect)),
+            }
+        }
+        if shuffle(&mut at_once, &mut core.plan.reorder.rng) {
+            core.oracle.coverage.reached(Path::EffectsSwapped);
+        }
+        effects.extend(at_once.into_iter().map(|(_, effect)| effect));
+    }
+
+    /// The lateness of an effect, if it is late. A load begins before the next event is handled.
+    fn lateness(
+        &mut self,
+        core: &mut Core,
+        stream: Option<Stream>,
+        effect: &Effect,
+    ) -> Option<u64> {
+        let is_load = matches!(effect, Effect::Load { .. });
+        let begins_now = is_load && !Planted::LoadBeginsLate.is_in(core.plan.planted);
+        if begins_now { None } else { core.lateness(&self.running.late, stream) }
+    }
+
+    /// Notes which group has to be durable so that everything is that was written up to here.
+    fn issue(&mut self, effect: &Effect) {
+        match effect {
+            Effect::Write(_) => self.running.issued = self.running.last_group + 1,
+            Effect::Sync { group } => {
+                (self.running.last_group, self.running.issued) = (*group, *group);
+            }
+            _ => {}
+        }
+    }
+
+    /// Something answers: the `Node` gets the event now, or any time later.
+    fn report(&mut self, core: &mut Core, stream: Option<Stream>, event: Event) {
+        match core.lateness(&self.running.late, stream) {
+            Some(lag) => {
+                let item = Late::Answer(event);
+                core.keep(&mut self.running.late, self.process, stream, (lag, item));
+            }
+            None => self.handle(core, event),
+        }
+    }
+
+    fn late(&mut self, core: &mut Core, number: u64) {
+        let Some((item, overtaken)) = self.running.late.take(number) else { return };
+        if self.running.exits() {
+            return;
+        }
+        let path = match &item {
+            Late::Effect(effect) => late_effect(effect),
+            Late::Answer(event) => late_answer(event),
+        };
+        if overtaken {
+            core.oracle.coverage.reached(path);
+        }
+        match item {
+            Late::Effect(effect) => self.perform_or_hold(core, effect),
+            Late::Answer(event) => self.handle(core, event),
+        }
     }
 
     fn wake(&mut self, core: &mut Core) {
         let now = self.now(core);
         self.running.wake_at = None;
-        if self.running.node.next_deadline().is_some_and(|at| at <= now) {
+        let deadline = self.running.node.next_deadline();
+        if core.plan.reorder.on && deadline.is_some_and(|at| at < now) {
+            core.oracle.coverage.reached(Path::TickLate);
+        }
+        if deadline.is_some_and(|at| at <= now) {
             self.handle(core, Event::Tick);
         } else {
             self.schedule(core);
@@ -825,6 +945,13 @@ impl NodeDriver<'_> {
     fn schedule(&mut self, core: &mut Core) {
         let Some(deadline) = self.running.node.next_deadline() else { return };
         let at = core.when(deadline.0.saturating_add(self.running.started)).max(core.now + 1);
+        // The lateness of a timer is drawn once.
+        let wakes_for = Some((deadline, core.leapt));
+        let is_known = std::mem::replace(&mut self.running.wakes_for, wakes_for) == wakes_for;
+        if core.plan.reorder.on && is_known && self.running.wake_at.is_some() {
+            return;
+        }
+        let at = at.saturating_add(core.plan.reorder.lateness(false).unwrap_or(0));
         if self.running.wake_at.is_none_or(|wake| at < wake) {
             self.running.wake_at = Some(at);
             core.input_after(at - core.now, self.process, ProcessInput::Wake);
@@ -841,7 +968,12 @@ impl NodeDriver<'_> {
                 self.disk.read_log(core, me, wanted, from, bytes_max);
             }
             Effect::Flush { flush, table, shards } => {
-                self.disk.begin_ingest(core, me, Ingest::Flush { flush, table, shards });
+                self.disk.begin_ingest(
+                    core,
+                    me,
+                    self.running.issued,
+                    Ingest::Flush { flush, table, shards },
+                );
             }
             Effect::Trim { shards } => self.disk.trim(core, me, shards),
             Effect::ToFollower { conn, message } => {
@@ -851,7 +983,6 @@ impl NodeDriver<'_> {
                 core.send(conn, WireMessage::ToFollower(message));
             }
             Effect::ToPrimary { conn, message } => {
-                self.accepts(core, conn, &message);
                 core.send(conn, WireMessage::FromFollower(message));
             }
             Effect::Gateway { conn, reply } => core.send(conn, WireMessage::ToGateway(reply)),
@@ -872,18 +1003,23 @@ impl NodeDriver<'_> {
             }
             Effect::SendSnapshot { conn, transfer, shard, slots } => {
                 let ask = Ingest::Snapshot { conn, transfer, shard, slots };
-                self.disk.begin_ingest(core, me, ask);
+                self.disk.begin_ingest(core, me, self.running.issued, ask);
             }
             Effect::InstallSnapshot { conn, transfer, copy, state } => {
                 let rows = self.running.staged.remove(&(conn, transfer)).unwrap_or_default();
                 let install = Ingest::Install { conn, transfer, copy, rows, state };
-                self.disk.begin_ingest(core, me, install);
+                self.disk.begin_ingest(core, me, self.running.issued, install);
             }
             Effect::DiscardSnapshot { conn, transfer } => {
                 self.running.staged.remove(&(conn, transfer));
             }
             Effect::DropRows { shard, slots } => {
-                self.disk.begin_ingest(core, me, Ingest::Drop { shard, slots });
+                self.disk.begin_ingest(
+                    core,
+                    me,
+                    self.running.issued,
+                    Ingest::Drop { shard, slots },
+                );
             }
             Effect::ReadRecord { read, shard } => {
                 let call = core.etcd(me, Call::Read(vec![EtcdKey::Shard(shard)]));
@@ -924,7 +1060,7 @@ impl NodeDriver<'_> {
                 self.handle(core, Event::Room { bytes });
             }
             DiskDone::Measured { transfer, bytes } => {
-                self.handle(core, Event::SnapshotMeasured { transfer, bytes });
+                self.report(core, None, Event::SnapshotMeasured { transfer, bytes });
             }
             DiskDone::Full(full) => {
                 self.disk_full(core, FullCauses { space: full, ..self.running.full })
@@ -936,21 +1072,24 @@ impl NodeDriver<'_> {
             DiskDone::Damaged => unreachable!("it ends the process"),
             DiskDone::Synced { group } => {
                 self.disk.synced(core, self.process, group);
-                self.handle(core, Event::Durable { group });
+                self.report(core, Some(Stream::Durable), Event::Durable { group });
             }
             DiskDone::Loaded { load, values, records } => {
-                self.handle(core, Event::Loaded { load, values, records });
+                self.report(core, None, Event::Loaded { load, values, records });
             }
             DiskDone::LogRead { at, parts } => {
-                self.handle(core, Event::LogRead { at, parts });
+                self.report(core, None, Event::LogRead { at, parts });
             }
             DiskDone::Ingest { id } => match self.disk.ingest(core, self.process, id) {
-                Some(Ingest::Flush { flush, .. }) => self.handle(core, Event::Ingested { flush }),
+                Some(Ingest::Flush { flush, .. }) => {
+                    self.report(core, Some(Stream::Changes), Event::Ingested { flush });
+                }
                 Some(Ingest::Drop { shard, .. }) => {
-                    self.handle(core, Event::RowsDropped { shard });
+                    self.report(core, Some(Stream::Changes), Event::RowsDropped { shard });
                 }
                 Some(Ingest::Install { conn, transfer, .. }) => {
-                    self.handle(core, Event::SnapshotInstalled { conn, transfer });
+                    let done = Event::SnapshotInstalled { conn, transfer };
+                    self.report(core, Some(Stream::Changes), done);
                 }
                 Some(Ingest::Snapshot { conn, transfer, shard, slots }) => {
                     match self.disk.snapshot(shard, slots) {
@@ -958,7 +1097,7 @@ impl NodeDriver<'_> {
                             let state = Box::new(state);
                             core.send(conn, WireMessage::Rows { transfer, shard, rows, state });
                         }
-                        None => self.handle(core, Event::SnapshotFailed { transfer }),
+                        None => self.report(core, None, Event::SnapshotFailed { transfer }),
                     }
                 }
                 None => {}
@@ -1160,7 +1299,7 @@ impl NodeDriver<'_> {
                     true => CasOutcome::Done { mod_revision: revision },
                     false => CasOutcome::Failed,
                 };
-                self.handle(core, Event::Proposed { proposal, outcome });
+                self.report(core, None, Event::Proposed { proposal, outcome });
             }
             (NodeCallPurpose::Check(check), Reply::Read { keys }) => {
                 let config = |(_, record): (EtcdKey, Option<Versioned>)| match record?.value {
@@ -1168,7 +1307,7 @@ impl NodeDriver<'_> {
                     _ => None,
                 };
                 let configs = Some(keys.into_iter().filter_map(config).collect());
-                self.handle(core, Event::EtcdChecked { check, records: configs });
+                self.report(core, None, Event::EtcdChecked { check, records: configs });
             }
             (NodeCallPurpose::Sessions, Reply::List { revision, all }) => {
                 let session = |(key, value): (EtcdKey, Versioned)| {
@@ -1176,7 +1315,7 @@ impl NodeDriver<'_> {
                 };
                 let alive = all.into_iter().filter_map(session).collect();
                 let at = Revision { incarnation: 1, revision };
-                self.handle(core, Event::SessionsListed { at, alive });
+                self.report(core, None, Event::SessionsListed { at, alive });
             }
             (NodeCallPurpose::KeepAlive, Reply::Kept(true)) => {
                 self.handle(core, Event::LeaseConfirmed)
@@ -1215,7 +1354,8 @@ impl NodeDriver<'_> {
 
     fn config(&mut self, core: &mut Core, record: Option<Versioned>, read: Option<u64>) {
         if let Some(Versioned { value: EtcdValue::Shard(config), modified, .. }) = record {
-            self.handle(core, Event::ShardRecord { record: config, mod_revision: modified, read });
+            let event = Event::ShardRecord { record: config, mod_revision: modified, read };
+            self.report(core, None, event);
         }
     }
 
@@ -1244,7 +1384,7 @@ impl NodeDriver<'_> {
         }
         if peers_changed {
             let peers = self.running.keys.values().copied().collect();
-            self.handle(core, Event::PeersRegistered(peers));
+            self.report(core, Some(Stream::Peers), Event::PeersRegistered(peers));
             self.dial_all(core);
         }
     }

@@ -7,11 +7,12 @@
 //! - a node that has more to apply than it may hold acknowledges nothing.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use engine::ids::StoreBoot;
 use engine::message::FromFollower;
 use engine::node::{Effect, Node};
+use engine::store::table::SealedTable;
 
 use super::Violation;
 
@@ -24,10 +25,10 @@ pub struct MemoryChecker {
 }
 
 /// The state after the last event.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Default)]
 struct Last {
-    /// The table was full, with this size, while another one of this size was being flushed.
-    full: Option<(usize, usize)>,
+    /// The table was full, with this size, while this one was being flushed.
+    full: Option<(usize, Weak<SealedTable>)>,
     behind: bool,
     /// An acknowledgement was sent since.
     acked: bool,
@@ -47,11 +48,12 @@ impl MemoryChecker {
             violated(format!("{me:?} holds {held} bytes and has counted {counted}"));
         }
         let active = node.tables().active.bytes();
-        let frozen = node.tables().sealed.as_ref().map(|sealed| Arc::as_ptr(sealed).addr());
-        let last = self.last.get(&me).copied().unwrap_or_default();
-        if let Some((bytes, flushing)) = last.full
-            && frozen == Some(flushing)
-            && active > bytes
+        // No other table has the place of one that is known here, even if it was flushed long ago.
+        let frozen = node.tables().sealed.as_ref().map(Arc::downgrade);
+        let last = self.last.remove(&me).unwrap_or_default();
+        if let Some((bytes, flushing)) = &last.full
+            && frozen.as_ref().is_some_and(|frozen| frozen.ptr_eq(flushing))
+            && active > *bytes
         {
             violated(format!("{me:?}: a full table grew from {bytes} to {active} bytes"));
         }

@@ -8,6 +8,7 @@ pub mod faults;
 pub mod leaps;
 pub mod log;
 pub mod operator;
+pub mod reorder;
 mod settings;
 pub mod tokens;
 
@@ -25,6 +26,7 @@ use faults::FaultKind;
 use leaps::LeapPlan;
 use log::LogSizes;
 use operator::OperatorPlan;
+use reorder::ReorderPlan;
 use settings::{Shape, coordinator_settings, gateway_settings, node_settings};
 use tokens::TokenPlan;
 
@@ -63,6 +65,7 @@ pub struct Plan {
     pub leaps: LeapPlan,
     /// Every message is passed as the bytes that production sends.
     pub codec: bool,
+    pub reorder: ReorderPlan,
     pub slow_etcd: bool,
     pub lease_ttl: u64,
 
@@ -161,6 +164,7 @@ impl Plan {
             clocks: clocks(&mut draws, shape.nodes),
             leaps,
             codec: draws.rng.percent(20),
+            reorder: ReorderPlan::from_seed(seed, &mut draws),
             slow_etcd: rng.percent(40),
             lease_ttl,
 
@@ -214,6 +218,7 @@ impl Plan {
             clocks: vec![NodeClock::default(); nodes.into()],
             leaps: LeapPlan::default(),
             codec: false,
+            reorder: ReorderPlan { on: false, ..plan.reorder },
             gateway: batcher::Settings::default(),
             shards,
             bounded_percent: 0,
