@@ -15,13 +15,13 @@
 //!             ── ShardRecord, Proposed, … ──▶
 //! ```
 //!
-//! **The contract for drivers:** perform `Write` and `Sync` in the order given; perform everything
-//! else in any order, with the exceptions that docs/design.md#order-of-effects lists. A `Load`
-//! begins before the next event is handled: it reads the state as it is now. And the four effects
-//! that change or copy the state (`Flush`, `InstallSnapshot`, `DropRows`, and the reading of
-//! `SendSnapshot`) happen in the order given. Messages of one connection keep their order, too: a
-//! reject comes before the ack of its message. An acknowledgement waits inside the state machine
-//! until the fsync that it depends on has come back as an event.
+//! **The contract for drivers** is the table in docs/design.md#order-of-effects. `Write`, `Sync`
+//! and `Trim` are performed in the order given, and so are the four effects that change or copy the
+//! state (`Flush`, `InstallSnapshot`, `DropRows`, and the reading of `SendSnapshot`) and the
+//! messages of one connection: a reject comes before the ack of its message. A `Load` begins before
+//! the next event is handled: it reads the state as it is now. All else may happen in any order. An
+//! acknowledgement waits inside the state machine until the fsync that it depends on has come back
+//! as an event.
 //!
 //! **One event** goes to its part (`dispatch`), then what is due by the clock is done (`on_time`),
 //! then its consequences (`settle`): every shard that was marked is advanced (commit, apply,
