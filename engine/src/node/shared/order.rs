@@ -17,16 +17,14 @@ impl NodeTurn<'_> {
     ) -> Option<Seq> {
         let (now, leap_ms) = (self.now, self.settings.limits().leap_ms());
         let wall = self.agreed_wall(peers, shard);
-        let replica = self.shards.get_mut(shard)?;
+        let (replica, mut replica_turn) = self.replica_in_turn(shard)?;
         let previous = replica.log.last();
         let primary = replica.primary_mut()?;
         let time = primary.clock.next(previous.time, wall, now, leap_ms);
         let entry = Entry::after(previous, primary.epoch, time, body);
         let seq = entry.seq;
-        let followers: Vec<StoreId> = primary.followers.keys().copied().collect();
-        self.shards.to_send.extend(followers.into_iter().map(|store| (store, shard)));
-        let (replica, mut replica_turn) = self.replica_in_turn(shard)?;
         replica.append(&mut replica_turn, entry);
+        self.shards.mark_followers(shard);
         self.shards.to_advance.insert(shard);
         self.prefetch(shard, seq);
         Some(seq)

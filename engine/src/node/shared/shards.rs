@@ -108,6 +108,12 @@ impl Shards {
         Some(Refusal::NotPrimary(Some(Box::new(record.clone()))))
     }
 
+    /// Marks every follower of a shard that this node leads: there is something to send.
+    pub(in crate::node) fn mark_followers(&mut self, shard: ShardId) {
+        let Some(primary) = self.replicas.get(&shard).and_then(Replica::primary) else { return };
+        self.to_send.extend(primary.followers.keys().map(|&store| (store, shard)));
+    }
+
     /// Marks the shards that this node leads for a review of their in-sync sets.
     pub(in crate::node) fn review_led(&mut self) {
         let led = self.replicas.values().filter(|replica| replica.primary().is_some());
