@@ -1,25 +1,23 @@
 //! The messages to the loop: one queue, fed by sockets, disk and etcd.
 //!
-//! The queue is std's unbounded `mpsc`: sending never blocks, so a disk thread is never held up by
-//! a full queue, and it wakes the loop only if the loop sleeps: under load a message costs no
-//! system call. (std's is crossbeam's queue; crossbeam or flume would add a dependency and nothing
-//! that is needed here.)
+//! The queue is tokio's unbounded `mpsc`: sending never blocks, so a disk thread is never held up
+//! by a full queue, and a reader of a socket that runs on the loop's own thread wakes it without a
+//! system call.
 //!
 //! Backpressure applies to sockets instead: before a message is queued, its reader takes as many
-//! permits from an [`Intake`] as the message has kilobytes, and the loop returns them once it has
-//! handled the message. A reader that waits stops reading, HTTP/2's window fills, and the sender
+//! permits from an [`Intake`] as the message has kilobytes, and the loop returns them at the end of
+//! the turn. A reader that waits stops reading, HTTP/2's window fills, and the sender
 //! waits: memory stays bounded from end to end. Gateways and peers have an intake each, so that no
 //! flood from gateways delays replication.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc;
 
 use engine::ids::Conn;
 use engine::message::{NodeQuery, NodeQueryReply};
 use engine::node::Event;
 use process::ProcessExit;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::disk_event::DiskEvent;
 use crate::outbox::Outbox;
@@ -60,7 +58,7 @@ pub enum LoopMessage {
 /// The sending end of the queue. Clones are cheap.
 #[derive(Clone, Debug)]
 pub struct Inbox {
-    messages: mpsc::Sender<LoopMessage>,
+    messages: mpsc::UnboundedSender<LoopMessage>,
     conns: Arc<AtomicU64>,
     /// The intake of gateways.
     pub gateways: Intake,
@@ -70,8 +68,8 @@ pub struct Inbox {
 
 impl Inbox {
     /// Creates a queue. Each of the two intakes admits `intake_bytes`.
-    pub fn new(intake_bytes: usize) -> (Self, mpsc::Receiver<LoopMessage>) {
-        let (messages, receiver) = mpsc::channel();
+    pub fn new(intake_bytes: usize) -> (Self, mpsc::UnboundedReceiver<LoopMessage>) {
+        let (messages, receiver) = mpsc::unbounded_channel();
         let intake = || Intake::new(intake_bytes);
         let inbox = Self { messages, conns: Arc::default(), gateways: intake(), peers: intake() };
         (inbox, receiver)

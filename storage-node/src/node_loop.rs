@@ -1,13 +1,16 @@
-//! The one thread that owns the state machine and the disk.
+//! The one task that owns the state machine and the disk.
 //!
 //! ```text
-//!   wait for a message, or the next deadline
-//!     ──▶ hand it to the state machine ──▶ perform the effects, in order ──▶ next message
+//!   wait for messages, or the next deadline
+//!     ──▶ hand each to the state machine and perform its effects, in order
+//!     ──▶ end the turn, perform the effects ──▶ let the sockets' tasks run ──▶ wait
 //! ```
 //!
-//! Effects are performed after every single event, not once per turn: a load must begin before the
-//! next event is handled, and a message that leaves now leaves earlier than one that waits for the
-//! rest of the turn. Nothing here blocks: messages go into queues ([`crate::outbox`]), writes go to
+//! All messages that have arrived are one turn: the more there is to do, the more of it travels in
+//! one message and one fsync. Effects are performed after every single event, not once per turn: a
+//! load must begin before the next event is handled. The loop runs among the tasks that read and
+//! write sockets. With one thread for all of them, which is what a small machine has, a message
+//! passes through the node without waking another thread. Nothing here blocks: messages go into queues ([`crate::outbox`]), writes go to
 //! the disk's threads, and requests to etcd are tasks. The only rule of the protocol that this file
 //! keeps is the order of effects.
 //!
@@ -17,7 +20,6 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use engine::ids::{Conn, Now, TimeMs};
@@ -25,8 +27,9 @@ use engine::message::{BatchReply, GatewayMessage, HealthReport, NodeQueryReply, 
 use engine::node::{Effect, Event, ExitReason, Node};
 use process::ProcessExit;
 use telemetry::CriticalTasks;
-use tokio::runtime::Handle;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
+use tokio::time::timeout;
 use tracing::{info, warn};
 
 use crate::disk::Disk;
@@ -39,8 +42,8 @@ use crate::readiness::CatchUpTracker;
 use crate::replica_logger::ReplicaLogger;
 use crate::rpc::snapshot_transfer::{SnapshotSender, SnapshotTransfer};
 
-/// The most events that are handled between two looks at the deadlines.
-const EVENTS_PER_TURN_MAX: usize = 1_000;
+/// The most messages that are handled in one turn.
+const TURN_MESSAGES_MAX: usize = 1_000;
 /// The interval of `WallClock` events; the state machine needs one every 100 ms.
 const WALL_CLOCK_EVERY_MS: u64 = 50;
 const LOG_EVERY_MS: u64 = 50;
@@ -96,7 +99,7 @@ pub struct Parts {
     /// The disk.
     pub disk: Disk,
     /// The receiving end of the inbox.
-    pub messages: Receiver<LoopMessage>,
+    pub messages: UnboundedReceiver<LoopMessage>,
     /// The clock of the state machine.
     pub clock: LoopClock,
     /// The time of the last fsync, shared with the lease.
@@ -115,15 +118,13 @@ pub struct Parts {
     pub catch_up: CatchUpTracker,
     /// The wrapper of the tasks that the loop starts.
     pub tasks: CriticalTasks,
-    /// The runtime of the tasks that the loop starts.
-    pub runtime: Handle,
 }
 
 /// The state machine and everything that its effects touch.
 pub struct NodeLoop {
     node: Node,
     disk: Disk,
-    messages: Receiver<LoopMessage>,
+    messages: UnboundedReceiver<LoopMessage>,
     clock: LoopClock,
     now: Now,
     outboxes: Outboxes,
@@ -132,8 +133,9 @@ pub struct NodeLoop {
     etcd: EtcdClient,
     snapshots: SnapshotSender,
     reports: watch::Sender<HealthReport>,
-    runtime: Handle,
     effects: Vec<Effect>,
+    /// The room in the intakes that the messages of this turn take.
+    rooms: Vec<OwnedSemaphorePermit>,
     /// Connections on which a message could not be sent, of which the state machine does not know
     /// yet.
     broken: VecDeque<(Conn, Outbox)>,
@@ -181,8 +183,8 @@ impl NodeLoop {
             etcd: parts.etcd,
             snapshots: parts.snapshots,
             reports: parts.reports,
-            runtime: parts.runtime,
             effects: Vec::new(),
+            rooms: Vec::new(),
             broken: VecDeque::new(),
             next_wall_clock: now,
             next_log: now,
@@ -204,28 +206,34 @@ impl NodeLoop {
     /// Runs until a stop is requested or an error ends the loop. `early` are events of the disk
     /// from before the loop began. The disk is returned with the reason: closing it may take long,
     /// and the end of the process must not wait for that.
-    pub fn run(mut self, early: Vec<Event>) -> (LoopEnd, Disk) {
+    pub async fn run(mut self, early: Vec<Event>) -> (LoopEnd, Disk) {
         for event in early {
             self.handle(event);
         }
+        let mut messages = Vec::new();
         loop {
-            self.on_time();
+            self.end_turn();
             if let Some(ended) = self.ended() {
                 return (ended, self.disk);
             }
-            match self.messages.recv_timeout(self.wait_limit()) {
-                Ok(message) => self.on_message(message),
-                Err(RecvTimeoutError::Timeout) => continue,
-                Err(RecvTimeoutError::Disconnected) => {
-                    let why = ProcessExit::Failed("all senders to the loop have ended".into());
-                    return (LoopEnd::Exit(why), self.disk);
-                }
+            // The sockets' tasks send what the turn has queued, and read what has arrived.
+            tokio::task::yield_now().await;
+            let limit = self.wait_limit();
+            let received = self.messages.recv_many(&mut messages, TURN_MESSAGES_MAX);
+            if let Ok(0) = timeout(limit, received).await {
+                let why = ProcessExit::Failed("all senders to the loop have ended".into());
+                return (LoopEnd::Exit(why), self.disk);
             }
-            for _ in 0..EVENTS_PER_TURN_MAX {
-                let Ok(message) = self.messages.try_recv() else { break };
-                self.on_message(message);
-            }
+            messages.drain(..).for_each(|message| self.on_message(message));
         }
+    }
+
+    /// Does what is due by the clock, and lets the state machine draw the consequences of all that
+    /// was handled since the last turn.
+    fn end_turn(&mut self) {
+        self.on_time();
+        self.handle(Event::TurnEnded);
+        self.rooms.clear();
     }
 
     /// Returns how long to wait for the next message.
@@ -242,9 +250,6 @@ impl NodeLoop {
             let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             let ms = u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX);
             self.handle(Event::WallClock(TimeMs(ms)));
-        }
-        if self.node.next_deadline().is_some_and(|deadline| deadline <= self.now) {
-            self.handle(Event::Tick);
         }
         if self.now >= self.next_log {
             self.next_log = self.now.plus_ms(LOG_EVERY_MS);
@@ -295,7 +300,10 @@ impl NodeLoop {
                 }
                 self.handle(event);
             }
-            LoopMessage::Received(event, _room) => self.received(event),
+            LoopMessage::Received(event, room) => {
+                self.rooms.push(room);
+                self.received(event);
+            }
             LoopMessage::Opened { conn, outbox } => {
                 if self.stopping.is_some() && matches!(outbox, Outbox::Gateway(_)) {
                     return; // Dropped, and so closed.
@@ -451,8 +459,8 @@ impl NodeLoop {
         let reader = self.disk.snapshot_reader(slots);
         let address = address.to_owned();
         let snapshot = SnapshotTransfer { conn, transfer, slots, to, address, reader };
-        self.runtime
-            .spawn(self.tasks.job("sending a snapshot", self.snapshots.clone().send(snapshot)));
+        let sending = self.snapshots.clone().send(snapshot);
+        tokio::spawn(self.tasks.job("sending a snapshot", sending));
     }
 
     fn on_durable(&mut self, group: u64) {

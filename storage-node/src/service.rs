@@ -13,7 +13,7 @@ use metastore::{BootGuard, HeldKey, Lease, LeaseEvent, LeaseSettings, Metastore}
 use process::{ProcessExit, ProcessOptions, StopSignals};
 use telemetry::files::ConnectionLimit;
 use telemetry::{CriticalTasks, Health, Metrics, TaskFailures};
-use tokio::runtime::{Builder, Handle};
+use tokio::runtime::Builder;
 use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 use tracing::{info, warn};
@@ -39,10 +39,11 @@ const STOP_STEP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Runs a storage node until SIGTERM or SIGINT, or until an error ends it. Returns the exit code.
 pub fn run(options: Options) -> u8 {
-    // Client connections keep the sockets busy; the loop and the disk have threads of their own.
-    let threads = thread::available_parallelism().map_or(2, |cores| cores.get().clamp(2, 4));
+    // The loop takes one thread at most, and the disk has its own. More threads than that only
+    // pay where cores are idle: each message that changes threads wakes one.
+    let threads = thread::available_parallelism().map_or(1, |cores| (cores.get() / 4).clamp(1, 4));
     let mut runtime = Builder::new_multi_thread();
-    process::run(runtime.worker_threads(threads).thread_name("dkc-net"), serve(options))
+    process::run(runtime.worker_threads(threads).thread_name("dkc-node"), serve(options))
 }
 
 async fn serve(options: Options) -> Result<(), ProcessExit> {
@@ -121,9 +122,8 @@ async fn run_node(
         names: names.clone(),
         catch_up: CatchUpTracker::new(me.store, readiness.clone()),
         tasks: tasks.clone(),
-        runtime: Handle::current(),
     };
-    let mut ended = start_loop(parts, early)?;
+    let mut ended = start_loop(parts, early);
 
     let connections = ConnectionLimit::new(settings.connections);
     let server = tokio::spawn(rpc::serve(listener, connections, services, health.clone()));
@@ -188,15 +188,13 @@ type LoopResult = Result<(LoopEnd, Disk), oneshot::error::RecvError>;
 fn start_loop(
     parts: Parts,
     early: Vec<engine::node::Event>,
-) -> Result<oneshot::Receiver<(LoopEnd, Disk)>, ProcessExit> {
+) -> oneshot::Receiver<(LoopEnd, Disk)> {
     let (end, ended) = oneshot::channel();
-    let body = move || {
+    tokio::spawn(async move {
         // Without a receiver the process is ending anyway.
-        let _unheard = end.send(NodeLoop::new(parts).run(early));
-    };
-    let thread = thread::Builder::new().name("dkc-loop".into()).spawn(body);
-    thread.map_err(|error| ProcessExit::Failed(format!("no thread for the loop: {error}")))?;
-    Ok(ended)
+        let _unheard = end.send(NodeLoop::new(parts).run(early).await);
+    });
+    ended
 }
 
 fn lease_settings(process: &ProcessOptions, last_fsync: &LastFsync) -> LeaseSettings {
@@ -214,7 +212,7 @@ async fn finish(
     metastore: &Metastore,
     guard: BootGuard,
 ) -> Result<(), ProcessExit> {
-    // The loop's thread panicked; the message is in the log.
+    // The loop panicked; the message is in the log.
     let (end, disk) = end.map_err(|_| ProcessExit::Failed("the node loop panicked".into()))?;
     match end {
         LoopEnd::Stopped => {

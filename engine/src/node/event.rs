@@ -23,8 +23,9 @@ pub enum Event {
     /// The wall clock, reported at least every 100 ms. It moves shard time and decides nothing
     /// else.
     WallClock(TimeMs),
-    /// The time given by [`Node::next_deadline`] has come.
-    Tick,
+    /// All events that were ready have been handled, or the time given by [`Node::next_deadline`]
+    /// has come.
+    TurnEnded,
 
     // -- gateways
     /// A gateway has connected.

@@ -93,8 +93,10 @@ impl Bench {
     /// The effects of one event, without the time-driven rest.
     fn on(&mut self, event: Event) -> Vec<Effect> {
         let mut effects = Vec::new();
-        self.node.handle(self.now, event, &mut effects);
-        self.node.check_invariants();
+        for event in [event, Event::TurnEnded] {
+            self.node.handle(self.now, event, &mut effects);
+            self.node.check_invariants();
+        }
         effects.retain(|effect| !matches!(effect, Effect::Report(_)));
         for effect in &effects {
             match effect {
@@ -297,7 +299,7 @@ fn a_record_is_loaded_and_buckets_are_expired_in_time() {
     let window_ms = bench.node.shared.settings.idempotency.window_ms;
     // Without a record there is no bucket, and nothing to order.
     bench.now = bench.now.plus_ms(window_ms);
-    assert_eq!(expires(&bench.on(Event::Tick)), None);
+    assert_eq!(expires(&bench.on(Event::TurnEnded)), None);
 
     let effects = bench.frame(1, seal(1));
     let asked = effects.iter().find_map(|effect| match effect {
@@ -324,21 +326,21 @@ fn a_record_is_loaded_and_buckets_are_expired_in_time() {
     );
 
     bench.now = bench.now.plus_ms(window_ms / 16);
-    let ordered = expires(&bench.on(Event::Tick));
+    let ordered = expires(&bench.on(Event::TurnEnded));
     let live = bench.node.replicas().next().unwrap().state.tokens.live().keys().next().copied();
     assert_eq!((ordered, ordered.is_some()), (live, true));
     // An `expire` is ordered once in that time, and not again before that one is applied: a shard
     // that commits slower would never finish (simulator, seed 500333).
     bench.now = bench.now.plus_ms(window_ms / 16 - 1_000);
-    assert_eq!(expires(&bench.on(Event::Tick)), None);
+    assert_eq!(expires(&bench.on(Event::TurnEnded)), None);
     bench.now = bench.now.plus_ms(1_000);
-    assert_eq!(expires(&bench.on(Event::Tick)), None);
+    assert_eq!(expires(&bench.on(Event::TurnEnded)), None);
     let seq = bench.node.replicas().next().unwrap().last.seq.0;
     let group = bench.node.shared.storage.groups().durable() + 1;
     bench.on(Event::Durable { group });
     bench.on(Event::FromFollower { conn: TO_B, message: FromFollower::Ack { n: seq } });
     bench.now = bench.now.plus_ms(window_ms / 16);
-    assert_eq!(expires(&bench.on(Event::Tick)), ordered);
+    assert_eq!(expires(&bench.on(Event::TurnEnded)), ordered);
 }
 
 /// The transport may repeat a frame, on the same connection under the same number.
@@ -488,7 +490,7 @@ fn a_copy_of_the_state_is_followed_by_the_first_entry_after_it() {
     bench.on(Event::Durable { group: 1 });
     bench.on(Event::FromFollower { conn: TO_B, message: FromFollower::Ack { n: 1 } });
     bench.now = Now((bench.node.shared.settings.flush_after_ms + 1) * 1_000);
-    let effects = bench.on(Event::Tick);
+    let effects = bench.on(Event::TurnEnded);
     let flush = effects.iter().find_map(|effect| match effect {
         Effect::Flush { flush, .. } => Some(*flush),
         _ => None,
@@ -538,7 +540,7 @@ fn a_follower_whose_disk_is_full_is_tried_again_whatever_it_acknowledges() {
     bench.on(Event::FromFollower { conn: TO_B, message: reject });
     bench.on(Event::FromFollower { conn: TO_B, message: FromFollower::Ack { n: 3 } });
     bench.now = Now(bench.node.shared.settings.heartbeat_ms * 1_000);
-    let effects = bench.on(Event::Tick);
+    let effects = bench.on(Event::TurnEnded);
     assert_eq!(
         effects.iter().map(word).find(|word| word.starts_with("send")),
         Some("send 4".into())
@@ -593,7 +595,7 @@ fn a_copy_is_deleted_only_if_nothing_was_acknowledged_since_etcd_was_asked() {
     // Two reads are in flight, in unknown order.
     let first = asked(&on(&mut bench, None)).unwrap();
     bench.now = bench.now.plus_ms(bench.node.shared.settings.timing.copy_recheck_ms);
-    let second = asked(&bench.on(Event::Tick)).unwrap();
+    let second = asked(&bench.on(Event::TurnEnded)).unwrap();
     let entries = log(&[1]);
     bench.append(1, slice(1, &entries, 0, true));
     // The first of them shows that one more read is needed; the second began before that, too.
@@ -658,7 +660,7 @@ fn a_read_is_refused_when_a_peer_has_promised_more() {
     let answer = FromFollower::ReadIndex { round: 3, newer: vec![(SHARD, Epoch(2))] };
     check(bench.on(Event::FromFollower { conn: TO_B, message: answer }), &[]);
     bench.now = bench.now.plus_ms(40);
-    let asked = bench.on(Event::Tick);
+    let asked = bench.on(Event::TurnEnded);
     let check_etcd = |effect: &Effect| match effect {
         Effect::CheckEtcd { check, .. } => Some(*check),
         _ => None,
@@ -686,7 +688,7 @@ fn a_primary_that_is_to_end_stays_until_another_leads() {
     assert!(!left(bench.on(Event::Leave)), "B could lead and does not yet");
     assert!(!left(bench.frame(1, add(1))), "meanwhile it takes writes");
     assert!(left(bench.deliver(record(2, 2, B))));
-    assert!(!left(bench.on(Event::Tick)), "reported once");
+    assert!(!left(bench.on(Event::TurnEnded)), "reported once");
 
     let mut unreported = primary();
     unreported.on(Event::Leave);
@@ -713,7 +715,7 @@ fn a_follower_that_is_to_end_stays_until_it_is_out_of_the_set() {
     late.node.shared.settings.min_in_sync = 1;
     late.on(Event::Leave);
     late.now = late.now.plus_ms(late.node.shared.settings.timing.leave_within_ms);
-    assert!(left(late.on(Event::Tick)), "it has waited for long enough");
+    assert!(left(late.on(Event::TurnEnded)), "it has waited for long enough");
     let mut at_the_floor = new_follower();
     assert!(left(at_the_floor.on(Event::Leave)), "no primary may let it go");
 }
@@ -778,7 +780,7 @@ fn a_peer_that_has_promised_more_proves_nothing_and_etcd_is_asked() {
             _ => None,
         })
     };
-    let asked = etcd_asked(&bench.on(Event::Tick)).expect("B has not answered");
+    let asked = etcd_asked(&bench.on(Event::TurnEnded)).expect("B has not answered");
     let records = Some(vec![record(1, 1, A)]);
     let effects = bench.on(Event::EtcdChecked { check: asked, records });
     check(effects, &["proof 7: [(1, 1)], 0 refused"]);
@@ -786,7 +788,7 @@ fn a_peer_that_has_promised_more_proves_nothing_and_etcd_is_asked() {
     bench.on(proof_request(8));
     bench.on(round_answered(4, &[(SHARD, Epoch(2))]));
     bench.now = bench.now.plus_ms(200);
-    let asked = etcd_asked(&bench.on(Event::Tick)).expect("the round has failed");
+    let asked = etcd_asked(&bench.on(Event::TurnEnded)).expect("the round has failed");
     let records = Some(vec![record(2, 2, B)]);
     let effects = bench.on(Event::EtcdChecked { check: asked, records });
     check(effects, &["proof 8: [], 1 refused"]);
@@ -825,7 +827,7 @@ impl Bench {
     /// The effects of an event at this moment, without what is due then.
     fn at_ms(&mut self, ms: u64) -> &mut Self {
         self.now = Now(ms * 1_000);
-        self.on(Event::Tick);
+        self.on(Event::TurnEnded);
         self
     }
 }
@@ -908,13 +910,13 @@ fn without_a_proof_in_time_a_read_is_refused() {
     check(bench.bounded_read(1_000), &["proof request"]);
     assert!(bench.node.next_deadline() <= Some(Now(300_000)));
     bench.now = Now(299_999);
-    assert!(!bench.on(Event::Tick).iter().any(|effect| word(effect) == "too stale"));
+    assert!(!bench.on(Event::TurnEnded).iter().any(|effect| word(effect) == "too stale"));
     bench.now = Now(300_000);
-    assert!(bench.on(Event::Tick).iter().any(|effect| word(effect) == "too stale"));
+    assert!(bench.on(Event::TurnEnded).iter().any(|effect| word(effect) == "too stale"));
     // The read waits no longer than it could use a proof.
     bench.bounded_read(10);
     bench.now = Now(310_000);
-    check(bench.on(Event::Tick), &["too stale"]);
+    check(bench.on(Event::TurnEnded), &["too stale"]);
     // The primary refuses a proof.
     bench.bounded_read(1_000);
     let message =
@@ -986,7 +988,7 @@ fn report_digests(bench: &mut Bench, digests: Vec<DigestPoint>) -> Vec<Effect> {
     };
     let mut effects = bench.on(Event::FromFollower { conn: TO_B, message });
     bench.now = bench.now.plus_ms(60);
-    effects.extend(bench.on(Event::Tick));
+    effects.extend(bench.on(Event::TurnEnded));
     effects.retain(|effect| {
         matches!(
             effect,
@@ -1002,7 +1004,7 @@ fn scrubbed(bench: &mut Bench, scrub: u64, found: Vec<ScrubbedShard>) -> Vec<Eff
     bench.on(Event::WallClock(TimeMs(77)));
     let effects = bench.on(Event::Scrubbed { scrub, found });
     bench.now = bench.now.plus_ms(60);
-    bench.on(Event::Tick);
+    bench.on(Event::TurnEnded);
     effects
 }
 

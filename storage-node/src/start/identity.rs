@@ -152,7 +152,7 @@ impl StartUp<'_> {
             }
             if let Some(identity) = log {
                 let identity = LogRecord::Identity(identity);
-                tokio::task::block_in_place(|| disk.write_durably(identity))?;
+                disk.write_durably(identity).await?;
             }
             let record = self.record(boot, nonce, status, address.clone());
             self.claim(store, record, replaces, known).await?;

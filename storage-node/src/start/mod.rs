@@ -9,13 +9,12 @@
 mod identity;
 mod open;
 
-use std::sync::mpsc;
-
 use engine::node::Settings;
 use engine::records::Meta;
 use metastore::Metastore;
 use process::ProcessExit;
 use telemetry::Health;
+use tokio::sync::mpsc::UnboundedReceiver;
 use tracing::info;
 
 use self::identity::StartUp;
@@ -40,7 +39,7 @@ pub(crate) async fn start(
     settings: &NodeSettings,
     health: &Health,
     inbox: &Inbox,
-    messages: mpsc::Receiver<LoopMessage>,
+    messages: UnboundedReceiver<LoopMessage>,
 ) -> Result<Started, ProcessExit> {
     let mut disk = open_disk(&settings.disk, health, inbox, messages).await?;
     let waits = |reason| health.not_ready(reason);

@@ -1,12 +1,13 @@
 //! The opening of the disk, and the write before the state machine exists.
 
-use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use engine::node::Event;
 use engine::store::log::LogRecord;
 use process::ProcessExit;
 use telemetry::Health;
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::time::timeout_at;
 use tracing::{error, warn};
 
 use crate::disk::{Disk, DiskContents};
@@ -29,7 +30,7 @@ pub(crate) struct OpenDisk {
     /// The content that recovery found. The number of the next group grows with each write.
     pub(crate) contents: DiskContents,
     /// The messages of the disk's threads.
-    pub(crate) messages: mpsc::Receiver<LoopMessage>,
+    pub(crate) messages: UnboundedReceiver<LoopMessage>,
     /// Events of the disk from before the state machine existed.
     pub(crate) early: Vec<Event>,
 }
@@ -40,7 +41,7 @@ pub(crate) async fn open_disk(
     settings: &DiskSettings,
     health: &Health,
     inbox: &Inbox,
-    messages: mpsc::Receiver<LoopMessage>,
+    messages: UnboundedReceiver<LoopMessage>,
 ) -> Result<OpenDisk, ProcessExit> {
     let mut last_logged: Option<Instant> = None;
     let (disk, contents) = loop {
@@ -81,22 +82,22 @@ fn try_open(settings: DiskSettings, inbox: Inbox) -> Result<(Disk, DiskContents)
 
 impl OpenDisk {
     /// Writes a group of one record and waits for its fsync.
-    pub(crate) fn write_durably(&mut self, record: LogRecord) -> Result<(), ProcessExit> {
+    pub(crate) async fn write_durably(&mut self, record: LogRecord) -> Result<(), ProcessExit> {
         let group = self.contents.next_group;
         self.contents.next_group += 1;
         self.disk.write(record);
         self.disk.sync(group);
-        let until = Instant::now() + FIRST_WRITE_TIMEOUT;
+        let until = tokio::time::Instant::now() + FIRST_WRITE_TIMEOUT;
         loop {
-            match self.messages.recv_timeout(until.saturating_duration_since(Instant::now())) {
-                Ok(LoopMessage::Disk(event)) => match self.disk.accept(event) {
+            match timeout_at(until, self.messages.recv()).await {
+                Ok(Some(LoopMessage::Disk(event))) => match self.disk.accept(event) {
                     Event::Durable { group: done } if done >= group => return Ok(()),
                     other => self.early.push(other),
                 },
-                Ok(LoopMessage::Exit(exit)) => return Err(exit),
+                Ok(Some(LoopMessage::Exit(exit))) => return Err(exit),
                 // There are no other senders before the loop begins.
-                Ok(_) => {}
-                Err(_) => {
+                Ok(Some(_)) => {}
+                Ok(None) | Err(_) => {
                     return Err(ProcessExit::Failed(format!(
                         "disk: no fsync within {FIRST_WRITE_TIMEOUT:?}: the disk hangs or has no \
                          room"

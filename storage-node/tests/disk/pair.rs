@@ -389,7 +389,7 @@ impl Pair {
             if self.stores[store].node.next_deadline().is_some_and(|at| at <= self.now()) {
                 let wall = TimeMs(self.now().0 / 1_000);
                 self.handle(store, Event::WallClock(wall));
-                self.handle(store, Event::Tick);
+                self.handle(store, Event::TurnEnded);
             }
         }
     }

@@ -290,6 +290,7 @@ impl StoreMachine {
         for event in [Event::LeaseConfirmed, gateway, peers(context, boots)] {
             self.node.handle(self.now, event, &mut Vec::new());
         }
+        self.node.handle(self.now, Event::TurnEnded, &mut Vec::new());
     }
 
     /// Returns the connection of the gateway, one per boot.
@@ -364,7 +365,7 @@ impl StoreMachine {
             }
             StoreInput::Tick => {
                 self.now = Now(self.now.0 + TICK_US);
-                Event::Tick
+                Event::TurnEnded
             }
         })
     }
@@ -459,8 +460,10 @@ impl Machine for StoreMachine {
         let mut events: VecDeque<Event> = self.event(input, context).into_iter().collect();
         while let Some(event) = events.pop_front() {
             let mut effects = Vec::new();
-            self.node.handle(self.now, event, &mut effects);
-            self.node.check_invariants();
+            for event in [event, Event::TurnEnded] {
+                self.node.handle(self.now, event, &mut effects);
+                self.node.check_invariants();
+            }
             for effect in effects {
                 events.extend(self.perform(effect, context, out));
             }

@@ -108,6 +108,8 @@ struct RunningNode {
     me: StoreBoot,
     started: u64,
     wake_at: Option<u64>,
+    /// Events were handled since the last turn ended.
+    in_turn: bool,
     /// The deadline for which it wakes, and the sum of leaps by then.
     wakes_for: Option<(Now, u64)>,
     effects: Vec<Effect>,
@@ -521,6 +523,7 @@ impl NodeHost {
             me,
             started: core.clock(),
             wake_at: None,
+            in_turn: false,
             wakes_for: None,
             effects: Vec::new(),
             held_back: Vec::new(),
@@ -786,6 +789,30 @@ impl NodeDriver<'_> {
     }
 
     fn handle(&mut self, core: &mut Core, event: Event) {
+        self.step(core, event);
+        match core.plan.node_turn {
+            0 => self.step(core, Event::TurnEnded),
+            turn => {
+                self.running.in_turn = true;
+                let after = core.rng.between(1, turn);
+                self.wake_at(core, core.now + after);
+            }
+        }
+        if !self.running.exits() {
+            self.schedule(core);
+        }
+    }
+
+    fn end_turn(&mut self, core: &mut Core) {
+        self.running.in_turn = false;
+        self.step(core, Event::TurnEnded);
+        if !self.running.exits() {
+            self.schedule(core);
+        }
+    }
+
+    /// Hands one event to the `Node` and performs its effects.
+    fn step(&mut self, core: &mut Core, event: Event) {
         if self.running.exits() {
             return;
         }
@@ -807,10 +834,7 @@ impl NodeDriver<'_> {
             self.perform_or_hold(core, effect);
         }
         self.running.effects = effects;
-        match exit {
-            Some(exit) => self.running.effects.push(exit),
-            None => self.schedule(core),
-        }
+        self.running.effects.extend(exit);
     }
 
     /// Lets the oracle see the effects in the order given. Returns the effect that ends the
@@ -920,8 +944,8 @@ impl NodeDriver<'_> {
         if core.plan.reorder.on && deadline.is_some_and(|at| at < now) {
             core.oracle.coverage.reached(Path::TickLate);
         }
-        if deadline.is_some_and(|at| at <= now) {
-            self.handle(core, Event::Tick);
+        if self.running.in_turn || deadline.is_some_and(|at| at <= now) {
+            self.end_turn(core);
         } else {
             self.schedule(core);
         }
@@ -938,6 +962,9 @@ impl NodeDriver<'_> {
             self.wake(core);
         } else {
             self.running.wake_at = None;
+            if self.running.in_turn {
+                self.wake_at(core, core.now + 1);
+            }
             self.schedule(core);
         }
     }
@@ -952,6 +979,10 @@ impl NodeDriver<'_> {
             return;
         }
         let at = at.saturating_add(core.plan.reorder.lateness(false).unwrap_or(0));
+        self.wake_at(core, at);
+    }
+
+    fn wake_at(&mut self, core: &mut Core, at: u64) {
         if self.running.wake_at.is_none_or(|wake| at < wake) {
             self.running.wake_at = Some(at);
             core.input_after(at - core.now, self.process, ProcessInput::Wake);

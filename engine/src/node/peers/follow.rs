@@ -155,6 +155,7 @@ fn take_slice(turn: &mut NodeTurn<'_>, slice: &Slice) -> Result<(), SliceRefusal
     let last = replica.log.last().seq;
     replica.accept(&mut replica_turn, slice, in_sync)?;
     let new = replica.log.last().seq;
+    turn.count_log(shard);
     if new > last {
         turn.prefetch(shard, last.next());
     }

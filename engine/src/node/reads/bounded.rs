@@ -54,7 +54,7 @@ pub(super) struct Bounded {
     // -- what a primary knows
     /// Commits captured for a request, by claim.
     captured: BTreeMap<u64, CapturedCommit>,
-    /// Proofs that are sent at the end of this event, by connection and request.
+    /// Proofs that are sent at the end of this turn, by connection and request.
     outgoing: BTreeMap<(Conn, u64), OutgoingProof>,
 }
 

@@ -24,6 +24,7 @@ impl NodeTurn<'_> {
         let entry = Entry::after(previous, primary.epoch, time, body);
         let seq = entry.seq;
         replica.append(&mut replica_turn, entry);
+        self.count_log(shard);
         self.shards.mark_followers(shard);
         self.shards.to_advance.insert(shard);
         self.prefetch(shard, seq);

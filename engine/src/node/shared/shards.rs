@@ -1,5 +1,5 @@
 //! The shards of a node: a replica of each, the newest record of each, and what is still to do for
-//! them in this event.
+//! them in this turn.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,7 +20,7 @@ pub(in crate::node) struct Shards {
     pub to_review: BTreeSet<ShardId>,
     /// Followers for which there is something to send.
     pub to_send: BTreeSet<(StoreId, ShardId)>,
-    /// The coordinator is to get a report in this event, however short ago the last one was.
+    /// The coordinator is to get a report in this turn, however short ago the last one was.
     pub to_report: bool,
 }
 

@@ -206,15 +206,17 @@ impl FeedWorld {
         let end = self.now.plus_ms(ms);
         while self.now < end {
             self.now = self.now.plus_ms(50);
-            (0..3).for_each(|number| self.on(number, Event::Tick));
+            (0..3).for_each(|number| self.on(number, Event::TurnEnded));
             self.settle();
         }
     }
 
     fn on(&mut self, number: usize, event: Event) {
         let mut effects = Vec::new();
-        self.nodes[number].node.handle(self.now, event, &mut effects);
-        self.nodes[number].node.check_invariants();
+        for event in [event, Event::TurnEnded] {
+            self.nodes[number].node.handle(self.now, event, &mut effects);
+            self.nodes[number].node.check_invariants();
+        }
         effects.into_iter().for_each(|effect| self.perform(number, effect));
     }
 

@@ -59,7 +59,7 @@ fn pass_full(bench: &mut Bench, ms: u64, peers: &[(Conn, bool)]) -> Vec<Effect> 
             };
             effects.extend(bench.on(Event::FromFollower { conn, message }));
         }
-        effects.extend(bench.on(Event::Tick));
+        effects.extend(bench.on(Event::TurnEnded));
     }
     effects
 }
@@ -268,7 +268,7 @@ fn a_primary_whose_disk_stands_still_is_frozen() {
     assert!(leads(&bench).frozen);
     let opened = bench.on(Event::Durable { group: 2 });
     bench.now = bench.now.plus_ms(100);
-    let opened = [opened, bench.on(Event::Tick)].concat();
+    let opened = [opened, bench.on(Event::TurnEnded)].concat();
     assert_eq!(states(&opened), [ShardAvailability::Open]);
 }
 

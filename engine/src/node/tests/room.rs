@@ -289,7 +289,7 @@ fn a_copy_that_was_refused_is_offered_again_once_there_is_room() {
     for (room, want) in [(600, false), (699, false), (700, true)] {
         reports_room(&mut bench, room);
         bench.now = bench.now.plus_ms(bench.node.shared.settings.heartbeat_ms);
-        bench.on(Event::Tick);
+        bench.on(Event::TurnEnded);
         let full = feed(&bench) == crate::replica::primary::Feed::Full;
         assert_eq!(!full, want, "with room for {room}");
     }
@@ -305,9 +305,9 @@ fn a_copy_that_failed_rests_before_it_is_begun_again() {
     assert_eq!(measured(&bench.on(Event::SnapshotFailed { transfer })), None);
     let rests = bench.node.shared.settings.timing.copy_again_ms;
     bench.now = bench.now.plus_ms(rests - 1);
-    assert_eq!(measured(&bench.on(Event::Tick)), None);
+    assert_eq!(measured(&bench.on(Event::TurnEnded)), None);
     bench.now = bench.now.plus_ms(bench.node.shared.settings.timing.review_every_ms);
-    assert!(measured(&bench.on(Event::Tick)).is_some());
+    assert!(measured(&bench.on(Event::TurnEnded)).is_some());
 }
 
 /// The follower could not install it: another snapshot may fail in the same way.
@@ -318,9 +318,9 @@ fn a_copy_that_was_not_installed_rests_before_it_is_begun_again() {
     let effects = answer(&mut bench, transfer, SnapshotOutcome::NotInstalled);
     assert_eq!(measured(&effects), None);
     bench.now = bench.now.plus_ms(bench.node.shared.settings.timing.copy_again_ms - 1);
-    assert_eq!(measured(&bench.on(Event::Tick)), None);
+    assert_eq!(measured(&bench.on(Event::TurnEnded)), None);
     bench.now = bench.now.plus_ms(bench.node.shared.settings.timing.review_every_ms);
-    assert!(measured(&bench.on(Event::Tick)).is_some());
+    assert!(measured(&bench.on(Event::TurnEnded)).is_some());
 }
 
 /// Chaos, seed 7: an install waited for open files, and the next primary sent 414 snapshots into
@@ -414,7 +414,7 @@ fn reads_until_deleted(
             return Some(reads);
         }
         bench.now = bench.now.plus_ms(50);
-        todo.extend(bench.on(Event::Tick));
+        todo.extend(bench.on(Event::TurnEnded));
     }
     None
 }
@@ -470,7 +470,7 @@ fn the_log_is_kept_from_where_a_copy_on_its_way_ends() {
     let review = bench.node.shared.settings.timing.review_every_ms;
     for batch_seq in 2..5 {
         bench.now = bench.now.plus_ms(review);
-        bench.on(Event::Tick);
+        bench.on(Event::TurnEnded);
         bench.frame(batch_seq, add(batch_seq));
         bench.on(Event::Durable { group: batch_seq });
     }
@@ -505,7 +505,7 @@ fn a_follower_keeps_the_log_for_a_store_that_is_not_in_sync() {
 /// Flushes what is applied, and returns the last seq of it.
 fn flush(bench: &mut Bench) -> Seq {
     bench.now = bench.now.plus_ms(bench.node.shared.settings.flush_after_ms);
-    let effects = bench.on(Event::Tick);
+    let effects = bench.on(Event::TurnEnded);
     let flush = effects.iter().find_map(|effect| match effect {
         Effect::Flush { flush, .. } => Some(*flush),
         _ => None,
@@ -517,7 +517,7 @@ fn flush(bench: &mut Bench) -> Seq {
 /// The seq above which the log is kept for others.
 fn kept_above(bench: &mut Bench) -> Option<Seq> {
     bench.now = bench.now.plus_ms(bench.node.shared.settings.timing.trim_every_ms);
-    bench.on(Event::Tick).iter().find_map(|effect| match effect {
+    bench.on(Event::TurnEnded).iter().find_map(|effect| match effect {
         Effect::Trim { shards } => Some(shards[0].members),
         _ => None,
     })

@@ -136,6 +136,7 @@ impl Leader {
         for event in [Event::WallClock(TimeMs(BEGAN_MS)), Event::LeaseConfirmed, peers] {
             node.handle(now, event, &mut Vec::new());
         }
+        node.handle(now, Event::TurnEnded, &mut Vec::new());
         Self { node, entries, groups: VecDeque::new(), full: false, now }
     }
 
@@ -244,8 +245,10 @@ impl Machine for Leader {
         let mut events: VecDeque<Event> = self.event(input, context).into_iter().collect();
         while let Some(event) = events.pop_front() {
             let mut effects = Vec::new();
-            self.node.handle(self.now, event, &mut effects);
-            self.node.check_invariants();
+            for event in [event, Event::TurnEnded] {
+                self.node.handle(self.now, event, &mut effects);
+                self.node.check_invariants();
+            }
             for effect in effects {
                 events.extend(self.perform(effect, context, out));
             }

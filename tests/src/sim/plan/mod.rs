@@ -91,6 +91,9 @@ pub struct Plan {
     pub gateway: batcher::Settings,
     /// The longest turn of a gateway: requests of one turn are sent together.
     pub turn: u64,
+    /// The longest turn of a node: what its events lead to, is done together. 0: each event is a
+    /// turn.
+    pub node_turn: u64,
     /// The percentage of the operations of one turn that join the request before them.
     pub joined_percent: u64,
     pub coordinator: coordinator::Settings,
@@ -135,6 +138,7 @@ impl Plan {
         let coordinator =
             coordinator_settings(&mut draws, &tokens, shape, (shards, lease_ttl), planted);
         let leaps = LeapPlan::draw(&mut draws, faults_until);
+        let node_turn = if draws.rng.percent(30) { 0 } else { draws.log_uniform(10, 5_000) };
         let mut plan = Self {
             seed,
             planted,
@@ -184,6 +188,7 @@ impl Plan {
             node,
             gateway,
             turn: rng.between(1, 2_000),
+            node_turn,
             joined_percent: rng.below(80),
             coordinator,
             drawings: draws.drawings,

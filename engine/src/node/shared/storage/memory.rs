@@ -2,8 +2,8 @@
 //!
 //! **Counted once, where it changes.** Each shard's log knows its size; the sums over all shards
 //! are kept here, since they are needed with every message and a node may have a thousand shards. A
-//! log is counted again whenever its shard is advanced, so a sum can't drift for longer than one
-//! event.
+//! log is counted again whenever it has grown and whenever its shard is advanced, so a sum can't
+//! drift for longer than one turn.
 //!
 //! **The log that is kept for lagging followers** has one limit for all shards together. Beyond it
 //! the entries that were applied first are dropped first, whatever their shard: so every shard
