@@ -1,7 +1,7 @@
 //! The agenda of a turn: the shards and connections to review when it ends, and the timers that put
 //! others on it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ids::{Conn, Now, ShardId};
 
@@ -12,27 +12,27 @@ pub(super) struct TurnAgenda {
     pub shards: BTreeSet<ShardId>,
     /// Connections that something has happened to since the last turn ended.
     pub connections: BTreeSet<Conn>,
-    pub timers: BTreeSet<(Now, BatcherTimer)>,
-}
-
-/// The object to review when a timer fires. A superfluous timer does no harm.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub(super) enum BatcherTimer {
-    Shard(ShardId),
-    Connection(Conn),
+    /// The times at which to review shards. A superfluous one does no harm.
+    pub timers: BTreeSet<(Now, ShardId)>,
+    /// The times at which to review connections whose window allows nothing to be sent now.
+    pub windows: BTreeMap<Conn, Now>,
 }
 
 impl TurnAgenda {
-    /// Adds the shards and connections whose timers have fired.
+    pub(super) fn deadline(&self) -> Option<Now> {
+        let timer = self.timers.first().map(|&(at, _)| at);
+        timer.into_iter().chain(self.windows.values().copied()).min()
+    }
+
+    /// Adds the shards and connections whose time has come.
     pub(super) fn fire_timers(&mut self, now: Now) {
-        while let Some(&(at, timer)) = self.timers.first()
+        while let Some(&(at, shard)) = self.timers.first()
             && at <= now
         {
             self.timers.pop_first();
-            match timer {
-                BatcherTimer::Shard(shard) => self.shards.insert(shard),
-                BatcherTimer::Connection(conn) => self.connections.insert(conn),
-            };
+            self.shards.insert(shard);
         }
+        let open = self.windows.iter().filter(|&(_, &at)| at <= now);
+        self.connections.extend(open.map(|(&conn, _)| conn));
     }
 }

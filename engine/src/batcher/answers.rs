@@ -86,7 +86,7 @@ impl Answering<'_> {
         number: (SessionId, BatchSeq),
     ) -> Option<BatchSend> {
         let connection = self.routes.router.connection_mut(conn)?;
-        connection.answered(message);
+        connection.frames.answered(self.turn.now, message);
         self.turn.agenda.connections.insert(conn);
         let answered = |queue: &mut ShardQueue| queue.answered((conn, message), slots, number);
         let (send, bytes) = self.queues.change(slots.shard(), answered).flatten()?;

@@ -33,6 +33,8 @@ pub(super) struct InFlightBatch {
     pub batch: Batch,
     pub parts: VecDeque<RequestPart>,
     bytes: usize,
+    /// The number of operations, before adds of one counter were merged.
+    ops: usize,
     /// The number of ops in the payload.
     entries: usize,
     /// The number of ops that ask for a value.
@@ -53,7 +55,9 @@ impl InFlightBatch {
         values: usize,
     ) -> Self {
         let bytes = parts.iter().map(|part| part.bytes).sum();
-        Self { batch, parts, bytes, entries, values, open: Vec::new(), cut: false, last: None }
+        let ops = parts.iter().map(|part| part.ops.len()).sum();
+        let open = Vec::new();
+        Self { batch, parts, bytes, ops, entries, values, open, cut: false, last: None }
     }
 
     /// Returns whether the batch should be sent to this primary: it was not yet sent under this
@@ -103,6 +107,11 @@ impl InFlightBatch {
     /// it.
     pub(super) fn parts_of(&self, request: u64) -> impl Iterator<Item = &RequestPart> {
         self.parts.range(range_of(&self.parts, request))
+    }
+
+    /// The number of operations, before adds of one counter were merged.
+    pub(super) fn ops(&self) -> usize {
+        self.ops
     }
 
     /// The number of ops in the payload.

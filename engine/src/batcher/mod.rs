@@ -39,10 +39,12 @@
 //! [`queueing`] admits operations, moves and expires them; [`sends`] packs batches; [`answers`]
 //! handles those of nodes. A [`part`] is what a request has in one shard; [`seal`] makes a batch of
 //! parts, and [`in_flight`] decides whether it is rejected; [`bounded`] chooses the follower for a
-//! bounded-stale read, and computes the age of its answer.
+//! bounded-stale read, and computes the age of its answer. A [`window`] limits what is sent to a
+//! node before its answers come.
 
 pub mod router;
 pub mod shard_map;
+pub mod window;
 
 mod agenda;
 mod answers;
@@ -76,6 +78,7 @@ use self::routes::Routes;
 use self::sends::Sending;
 use self::session::BatchSessions;
 use self::shard_queues::ShardQueues;
+use self::window::WindowSettings;
 use crate::batch::{BATCH_BYTES_LIMIT, BATCH_BYTES_MAX, BATCH_OPS_MAX};
 use crate::batcher::shard_map::ShardMap;
 use crate::ids::{Conn, Now, SessionId, StoreBoot, StoreId, TimeMs};
@@ -205,10 +208,8 @@ pub struct Settings {
     /// The batching delay, like Kafka's `linger.ms`: a queue waits this long for more operations. 0
     /// means until the end of the turn.
     pub linger_us: u64,
-    /// The number of messages to one node that may be without an answer.
-    pub window: usize,
-    /// A message that is older than this no longer counts in the window.
-    pub window_us: u64,
+    /// The messages to one node that may be without an answer.
+    pub window: WindowSettings,
     /// The bytes of waiting operations of one shard at which new ones are refused. One request may
     /// exceed the limit, since an empty queue never refuses a request.
     pub queue_bytes_max: usize,
@@ -307,8 +308,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             linger_us: 0,
-            window: 2,
-            window_us: 5_000,
+            window: WindowSettings::default(),
             queue_bytes_max: 16 << 20,
             total_bytes_max: 128 << 20,
             connection_bytes_max: 16 << 20,
@@ -439,8 +439,8 @@ impl Batcher {
 
     /// The time at which to pass [`Event::TurnEnded`] although nothing has happened.
     pub fn next_deadline(&self) -> Option<Now> {
-        let timers = self.agenda.timers.first().map(|&(at, _)| at);
-        [self.writes.deadline(), self.reads.deadline(), timers].into_iter().flatten().min()
+        let deadlines = [self.writes.deadline(), self.reads.deadline(), self.agenda.deadline()];
+        deadlines.into_iter().flatten().min()
     }
 
     // ---- accessors -----------------------------------------------------------------------------

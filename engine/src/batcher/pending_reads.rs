@@ -3,17 +3,18 @@
 //!
 //! A read has no effect, so retries are simple: a message to a node that is no longer the primary,
 //! or whose connection is gone, is just sent again. The keys of one request in one shard are one
-//! part. All parts of a shard that wait when a turn ends travel in one message, so one proof of the
-//! node covers them all.
+//! part. What waits for a node when a turn ends is one *round*: a message per shard, which one
+//! proof of the node covers. Rounds keep a [window](crate::batcher::window), so they grow with the
+//! load.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::bounded::{self, DatedPart};
 use super::outcome::{Failure, ReadValues};
-use super::read_queue::{ReadPart, ReadQueue, ReadTarget, StalenessBound};
+use super::read_queue::{ReadPart, ReadQueue, ReadRounds, ReadTarget, StalenessBound};
 use super::routes::Routes;
 use super::{BatcherTiming, Effect, Settings};
-use crate::batcher::router::Window;
+use crate::batcher::window::WindowSettings;
 use crate::ids::{Conn, Epoch, Now, ShardId};
 use crate::key::CounterKey;
 use crate::message::{GatewayMessage, ReadResult, Refusal};
@@ -25,6 +26,7 @@ pub(super) struct PendingReads {
     open: BTreeMap<u64, PendingRead>,
     deadlines: BTreeSet<(Now, u64)>,
     queues: BTreeMap<ReadTarget, ReadQueue>,
+    rounds: BTreeMap<Conn, ReadRounds>,
     /// Parts for which no node has been chosen yet.
     unrouted: Vec<(ShardId, u64, ReadPart)>,
     /// The messages without an answer, by their number.
@@ -40,7 +42,7 @@ pub(super) struct PendingReads {
     timers: BTreeSet<(Now, ReadTarget)>,
     /// The times at which messages to followers time out.
     silent: BTreeSet<(Now, u64)>,
-    window: Window,
+    window: WindowSettings,
     follower_wait_ms: u64,
     number: usize,
     message_bytes: usize,
@@ -69,6 +71,8 @@ struct SentRead {
     epoch: Epoch,
     target: ReadTarget,
     at: Now,
+    /// The number of its round in the window of the connection.
+    round: u64,
     parts: Vec<(u64, ReadPart)>,
 }
 
@@ -78,6 +82,7 @@ impl PendingReads {
             open: BTreeMap::new(),
             deadlines: BTreeSet::new(),
             queues: BTreeMap::new(),
+            rounds: BTreeMap::new(),
             unrouted: Vec::new(),
             sent: BTreeMap::new(),
             last_id: 0,
@@ -86,7 +91,7 @@ impl PendingReads {
             due: BTreeSet::new(),
             timers: BTreeSet::new(),
             silent: BTreeSet::new(),
-            window: Window { messages: settings.window, us: settings.window_us },
+            window: settings.window,
             follower_wait_ms: settings.follower_wait_ms,
             number: settings.number,
             message_bytes: settings.sizes.read_message_bytes,
@@ -102,7 +107,8 @@ impl PendingReads {
         let deadline = self.deadlines.first().map(|&(at, _)| at);
         let timer = self.timers.first().map(|&(at, _)| at);
         let silent = self.silent.first().map(|&(at, _)| at);
-        [deadline, timer, silent].into_iter().flatten().min()
+        let opens_at = self.rounds.values().filter_map(|rounds| rounds.opens_at).min();
+        [deadline, timer, silent, opens_at].into_iter().flatten().min()
     }
 
     /// The reason why there is no room for a read of these keys; `None` if there is. If one of them
@@ -186,7 +192,7 @@ impl PendingReads {
         if self.sent.get(&id)?.conn != conn {
             return None;
         }
-        let sent = self.take_sent(id)?;
+        let sent = self.take_sent(now, id)?;
         let asked: usize = sent.parts.iter().map(|(_, part)| part.keys.len()).sum();
         match result {
             Ok(found) if found.values.len() == asked => {
@@ -353,18 +359,19 @@ impl PendingReads {
         Some(read)
     }
 
-    fn take_sent(&mut self, id: u64) -> Option<SentRead> {
+    fn take_sent(&mut self, now: Now, id: u64) -> Option<SentRead> {
         let sent = self.sent.remove(&id)?;
-        if let Some(queue) = self.queues.get_mut(&sent.target) {
-            queue.unanswered.retain(|&(other, _)| other != id);
+        if let Some(rounds) = self.rounds.get_mut(&sent.conn) {
+            rounds.window.answered(now, sent.round);
         }
         self.silent.remove(&(sent.at.plus_ms(self.follower_wait_ms), id));
-        self.due.insert(sent.target);
         Some(sent)
     }
 
     /// Sends again the messages that were lost with a connection.
     pub(super) fn closed(&mut self, now: Now, conn: Conn) {
+        let rounds = self.rounds.remove(&conn);
+        self.due.extend(rounds.into_iter().flat_map(|rounds| rounds.due));
         self.ask_again(now, |sent| sent.conn == conn);
         // Parts that waited for this connection are routed to the followers that are still
         // connected.
@@ -392,14 +399,18 @@ impl PendingReads {
         let again = self.sent.iter().filter(|(_, sent)| which(sent));
         let ids: Vec<u64> = again.map(|(&id, _)| id).collect();
         for id in ids {
-            if let Some(sent) = self.take_sent(id) {
+            if let Some(sent) = self.take_sent(now, id) {
                 self.wait_again(now, sent);
             }
         }
     }
 
-    /// Reviews the shards of a new connection.
+    /// Reviews the shards of a new connection, and those whose parts waited for an earlier one.
     pub(super) fn connected(&mut self, shards: Vec<ShardId>) {
+        for rounds in self.rounds.values_mut() {
+            self.due.append(&mut rounds.due);
+            rounds.opens_at = None;
+        }
         self.due.extend(shards.into_iter().map(ReadTarget::primary));
     }
 
@@ -423,13 +434,63 @@ impl PendingReads {
             && at <= now
         {
             self.silent.pop_first();
-            if let Some(sent) = self.take_sent(id) {
+            if let Some(sent) = self.take_sent(now, id) {
                 self.next_follower(now, sent);
             }
         }
         self.route(now, routes);
         for target in std::mem::take(&mut self.due) {
-            self.send(now, target, routes, effects);
+            self.join_round(now, target, routes);
+        }
+        let due = self.rounds.iter().filter(|(_, rounds)| !rounds.due.is_empty());
+        let conns: Vec<Conn> = due.map(|(&conn, _)| conn).collect();
+        for conn in conns {
+            self.send_round(now, conn, routes, effects);
+        }
+    }
+
+    /// The connection to the node that is to be asked, if there is one.
+    fn connection_to(target: ReadTarget, routes: &Routes) -> Option<Conn> {
+        match target.follower {
+            None => routes.to_primary(target.shard).map(|(conn, _)| conn),
+            Some(follower) => routes.router.to_store(follower),
+        }
+    }
+
+    /// Lets the parts that wait for a node travel in its next round.
+    fn join_round(&mut self, now: Now, target: ReadTarget, routes: &Routes) {
+        let Some(queue) = self.queues.get(&target).filter(|queue| !queue.waiting.is_empty()) else {
+            return;
+        };
+        let Some(conn) = Self::connection_to(target, routes) else { return };
+        if queue.retry_at > now {
+            self.timers.insert((queue.retry_at, target));
+            return;
+        }
+        self.rounds.entry(conn).or_default().due.insert(target);
+    }
+
+    /// Sends the next round on a connection, if it has parts and its window allows it.
+    fn send_round(&mut self, now: Now, conn: Conn, routes: &Routes, effects: &mut Vec<Effect>) {
+        let Some(rounds) = self.rounds.get_mut(&conn) else { return };
+        rounds.opens_at = None;
+        let waiting = rounds.due.iter().filter_map(|target| self.queues.get(target));
+        let load = waiting.map(|queue| queue.waiting.len()).sum();
+        let least = rounds.window.least_load(now, self.window);
+        if least.is_none_or(|least| load < least) {
+            rounds.opens_at = rounds.window.opens_at(now, self.window);
+            return;
+        }
+        let round = rounds.window.next_message();
+        let mut messages = 0;
+        for target in std::mem::take(&mut rounds.due) {
+            // If the target has moved to another connection, its parts wait for a round there.
+            if Self::connection_to(target, routes) == Some(conn) {
+                messages += self.send(now, (conn, round), target, routes, effects);
+            }
+        }
+        if let Some(rounds) = self.rounds.get_mut(&conn).filter(|_| messages > 0) {
+            rounds.window.sent(now, messages, load, self.window);
         }
     }
 
@@ -467,24 +528,22 @@ impl PendingReads {
         if primary.is_none() || refused { Failure::NoPrimary } else { Failure::Slow }
     }
 
-    /// Sends the parts that wait, in as few messages as possible.
-    fn send(&mut self, now: Now, target: ReadTarget, routes: &Routes, effects: &mut Vec<Effect>) {
-        let Some(queue) = self.queues.get_mut(&target) else { return };
-        let Some(record) = routes.map.get(target.shard) else { return };
-        let conn = match target.follower {
-            None => routes.router.to(record.primary),
-            Some(follower) => routes.router.to_store(follower),
-        };
-        let Some(conn) = conn else { return };
+    /// Sends the parts that wait, in as few messages as possible. Returns their number.
+    fn send(
+        &mut self,
+        now: Now,
+        (conn, round): (Conn, u64),
+        target: ReadTarget,
+        routes: &Routes,
+        effects: &mut Vec<Effect>,
+    ) -> usize {
+        let Some(queue) = self.queues.get_mut(&target) else { return 0 };
+        let Some(record) = routes.map.get(target.shard) else { return 0 };
+        let mut messages = 0;
         while !queue.waiting.is_empty() {
-            if let Some(at) = queue.blocked_until(now, self.window) {
-                self.timers.insert((at, target));
-                return;
-            }
             self.last_id += 1;
             let id = self.last_id;
             let (parts, max_staleness_ms) = queue.take(self.message_bytes);
-            queue.unanswered.push((id, now));
             if target.follower.is_some() {
                 self.silent.insert((now.plus_ms(self.follower_wait_ms), id));
             }
@@ -492,7 +551,10 @@ impl PendingReads {
             let slots = record.slots;
             let message = GatewayMessage::Read { id, slots, keys, max_staleness_ms };
             effects.push(Effect::Send { conn, message });
-            self.sent.insert(id, SentRead { conn, epoch: record.epoch, target, at: now, parts });
+            let epoch = record.epoch;
+            self.sent.insert(id, SentRead { conn, epoch, target, at: now, round, parts });
+            messages += 1;
         }
+        messages
     }
 }

@@ -70,6 +70,11 @@ impl ShardQueue {
         self.waiting_bytes + self.in_flight.as_ref().map_or(0, InFlightBatch::bytes)
     }
 
+    /// The number of operations in the batch in flight, or else of those that wait.
+    pub(super) fn next_ops(&self) -> usize {
+        self.in_flight.as_ref().map_or(self.waiting_ops, InFlightBatch::ops)
+    }
+
     pub(super) fn in_flight(&self) -> Option<&InFlightBatch> {
         self.in_flight.as_ref()
     }

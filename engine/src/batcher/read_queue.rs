@@ -1,9 +1,9 @@
 //! Parts of reads that wait to be sent, by the node that is to be asked.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
-use crate::batcher::router::Window;
+use crate::batcher::window::SendWindow;
 use crate::ids::{Now, ShardId, StoreId};
 use crate::key::CounterKey;
 
@@ -42,30 +42,29 @@ pub(super) struct ReadPart {
     pub bound: Option<StalenessBound>,
 }
 
-/// The parts for one node, and the messages to it without an answer.
+/// The parts that one node is to be asked for, of one shard.
 #[derive(Clone, Debug, Default)]
 pub(super) struct ReadQueue {
     /// The parts that wait, by request.
     pub waiting: BTreeMap<u64, ReadPart>,
-    /// The messages without an answer, and when they were sent.
-    pub unanswered: Vec<(u64, Now)>,
     pub retry_at: Now,
     pub refusals: u32,
     /// Other followers are asked before this one until then, since it could not answer.
     pub avoided_until: Now,
 }
 
-impl ReadQueue {
-    /// The time at which the next message may be sent; `None` for at once.
-    pub(super) fn blocked_until(&self, now: Now, window: Window) -> Option<Now> {
-        if self.retry_at > now {
-            return Some(self.retry_at);
-        }
-        let ends = self.unanswered.iter().map(|&(_, sent)| Now(sent.0.saturating_add(window.us)));
-        let counting: Vec<Now> = ends.filter(|&end| end > now).collect();
-        counting.iter().min().copied().filter(|_| counting.len() >= window.messages)
-    }
+/// The rounds of reads on one connection. A round is a message for each shard that has parts then,
+/// so that one proof of the node covers them all.
+#[derive(Clone, Debug, Default)]
+pub(super) struct ReadRounds {
+    pub window: SendWindow,
+    /// The shards that have parts for the next round.
+    pub due: BTreeSet<ReadTarget>,
+    /// The time at which the window lets the next round go without an answer.
+    pub opens_at: Option<Now>,
+}
 
+impl ReadQueue {
     /// Takes the parts of one message, closed at this many bytes of names, and the age that all of
     /// them accept.
     pub(super) fn take(&mut self, bytes_max: usize) -> (Vec<(u64, ReadPart)>, Option<u64>) {

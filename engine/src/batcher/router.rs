@@ -2,15 +2,16 @@
 //! flight on it.
 //!
 //! A [`NodeConnection`] knows of batches only how many of each message are unanswered: it counts
-//! messages, keeps the window, and holds the queue of shards that want to send. It also keeps which
-//! shards the node has reported as *frozen*, since such a notice is valid only on the connection
-//! that it came by.
+//! messages, keeps the [window](super::window), and holds the queue of shards that want to send. It
+//! also keeps which shards the node has reported as *frozen*, since such a notice is valid only on
+//! the connection that it came by.
 //!
 //! A connection names the process at its other end. A primary is (store, boot): a connection to an
 //! earlier or later boot of that store does not lead to it.
 
 use std::collections::{BTreeMap, VecDeque};
 
+use super::window::SendWindow;
 use crate::ids::{Conn, Now, ShardId, StoreBoot, StoreId};
 
 /// All connections of one worker.
@@ -65,26 +66,9 @@ pub struct NodeConnection {
     pub send_queue: VecDeque<ShardId>,
     /// The bytes of payloads of sends without an answer.
     pub bytes: usize,
-    messages: u64,
-    unanswered: VecDeque<Message>,
+    /// The window of frames.
+    pub frames: SendWindow,
     frozen: BTreeMap<ShardId, Now>,
-}
-
-/// A message that counts towards the window.
-#[derive(Clone, Debug)]
-struct Message {
-    number: u64,
-    sent: Now,
-    batches: usize,
-}
-
-/// The limit of messages without an answer.
-#[derive(Clone, Copy, Debug)]
-pub struct Window {
-    /// The number of messages that may be without an answer.
-    pub messages: usize,
-    /// The time in µs after which a message no longer counts.
-    pub us: u64,
 }
 
 impl NodeConnection {
@@ -93,42 +77,9 @@ impl NodeConnection {
             node,
             send_queue: VecDeque::new(),
             bytes: 0,
-            messages: 0,
-            unanswered: VecDeque::new(),
+            frames: SendWindow::default(),
             frozen: BTreeMap::new(),
         }
-    }
-
-    /// The number of the next message.
-    pub fn next_message(&self) -> u64 {
-        self.messages + 1
-    }
-
-    /// Notes that the next message was sent, with so many batches.
-    pub fn sent(&mut self, now: Now, batches: usize) {
-        self.messages += 1;
-        self.unanswered.push_back(Message { number: self.messages, sent: now, batches });
-    }
-
-    /// Notes that one batch of a message was answered.
-    pub fn answered(&mut self, number: u64) {
-        let Ok(at) = self.unanswered.binary_search_by_key(&number, |message| message.number) else {
-            return;
-        };
-        self.unanswered[at].batches -= 1;
-        if self.unanswered[at].batches == 0 {
-            self.unanswered.remove(at);
-        }
-    }
-
-    /// The time at which the next message may be sent; `None` for at once.
-    pub fn blocked_until(&mut self, now: Now, window: Window) -> Option<Now> {
-        let ends = |message: &Message| Now(message.sent.0.saturating_add(window.us));
-        while self.unanswered.front().is_some_and(|oldest| ends(oldest) <= now) {
-            self.unanswered.pop_front();
-        }
-        let oldest = self.unanswered.front().map(ends);
-        oldest.filter(|_| self.unanswered.len() >= window.messages)
     }
 
     /// Notes that the node takes no writes for the shard. The notice is valid only until `until`,
@@ -177,26 +128,5 @@ mod tests {
         assert_eq!(router.to(node(1, 2)), Some(Conn(2)));
         router.closed(Conn(2));
         assert_eq!(router.to(node(1, 2)), None);
-    }
-
-    #[test]
-    fn a_place_in_the_window_is_free_when_answered_or_after_a_while() {
-        let window = Window { messages: 2, us: 5_000 };
-        let mut connection = NodeConnection::new(node(1, 1));
-        connection.sent(Now(0), 2);
-        assert_eq!(connection.blocked_until(Now(10), window), None);
-        connection.sent(Now(10), 1);
-        assert_eq!(connection.blocked_until(Now(10), window), Some(Now(5_000)));
-        connection.answered(1);
-        assert_eq!(connection.blocked_until(Now(10), window), Some(Now(5_000)));
-        connection.answered(1);
-        assert_eq!(connection.blocked_until(Now(10), window), None);
-        connection.sent(Now(20), 1);
-        assert_eq!(connection.blocked_until(Now(5_009), window), Some(Now(5_010)));
-        assert_eq!(connection.blocked_until(Now(5_010), window), None);
-        // Late answers, and answers to messages that were never sent, change nothing.
-        connection.answered(2);
-        connection.answered(99);
-        assert_eq!(connection.next_message(), 4);
     }
 }

@@ -5,14 +5,13 @@
 //! its primary; a connection with room in its window takes shards from its queue until the message
 //! is full.
 
-use super::agenda::BatcherTimer;
 use super::in_flight::BatchSend;
+use super::queue::ShardQueue;
 use super::routes::Routes;
 use super::session::BatchSessions;
 use super::shard_queues::ShardQueues;
 use super::{BatcherTurn, Effect};
 use crate::batch::Batch;
-use crate::batcher::router::Window;
 use crate::ids::{Conn, Epoch, Now, ShardId};
 use crate::message::GatewayMessage;
 use crate::planted::Planted;
@@ -42,7 +41,7 @@ impl Sending<'_> {
         match self.readiness(shard) {
             SendReadiness::Nothing => {}
             SendReadiness::At(at) => {
-                self.turn.agenda.timers.insert((at, BatcherTimer::Shard(shard)));
+                self.turn.agenda.timers.insert((at, shard));
             }
             SendReadiness::Ready(conn, _) => {
                 let Some(connection) = self.routes.router.connection_mut(conn) else { return };
@@ -74,36 +73,38 @@ impl Sending<'_> {
     /// Sends the shards of the connection's send queue, as far as its window and bytes allow.
     pub(super) fn pack(&mut self, conn: Conn) {
         let (now, settings) = (self.turn.now, self.turn.settings);
-        let window = Window { messages: settings.window, us: settings.window_us };
+        self.turn.agenda.windows.remove(&conn);
         loop {
             let Some(connection) = self.routes.router.connection_mut(conn) else { return };
             if connection.send_queue.is_empty() {
                 return;
             }
-            if let Some(at) = connection.blocked_until(now, window) {
-                self.turn.agenda.timers.insert((at, BatcherTimer::Connection(conn)));
+            let least = connection.frames.least_load(now, settings.window);
+            if !least.is_some_and(|least| self.queues.have_ops(&connection.send_queue, least)) {
+                let opens_at = connection.frames.opens_at(now, settings.window);
+                self.turn.agenda.windows.extend(opens_at.map(|at| (conn, at)));
                 return;
             }
-            let message = connection.next_message();
-            let batches = self.fill(conn, message);
+            let message = connection.frames.next_message();
+            let (batches, ops) = self.fill(conn, message);
             if batches.is_empty() {
                 return;
             }
             let Some(connection) = self.routes.router.connection_mut(conn) else { return };
-            connection.sent(now, batches.len());
+            connection.frames.sent(now, batches.len(), ops, settings.window);
             self.turn.counts.sends += batches.len() as u64;
             let message = GatewayMessage::Frame { message, batches };
             self.turn.effects.push(Effect::Send { conn, message });
         }
     }
 
-    /// The batches of one message. The list is empty if no shard in the queue has anything to send
-    /// after all, or if too many bytes are in flight already; an answer will then bring the
-    /// connection here again.
-    fn fill(&mut self, conn: Conn, message: u64) -> Vec<Batch> {
+    /// The batches of one message, and the number of their operations. The list is empty if no
+    /// shard in the queue has anything to send after all, or if too many bytes are in flight
+    /// already; an answer will then bring the connection here again.
+    fn fill(&mut self, conn: Conn, message: u64) -> (Vec<Batch>, usize) {
         let settings = self.turn.settings;
         let mut batches = Vec::new();
-        let mut bytes = 0;
+        let (mut bytes, mut ops) = (0, 0);
         let unlimited = Planted::FrameUnlimited.is_in(settings.planted);
         while bytes < settings.sizes.message_bytes || unlimited {
             let Some(connection) = self.routes.router.connection_mut(conn) else { break };
@@ -113,10 +114,11 @@ impl Sending<'_> {
             let Some(shard) = connection.send_queue.pop_front() else { break };
             if let Some(batch) = self.next_batch(shard, conn, message) {
                 bytes += batch.payload.len();
+                ops += self.queues.get(shard).map_or(0, ShardQueue::next_ops);
                 batches.push(batch);
             }
         }
-        batches
+        (batches, ops)
     }
 
     /// The batch that the shard sends now: the one in flight, or a new one.

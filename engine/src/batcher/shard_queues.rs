@@ -1,6 +1,6 @@
 //! The queues of all shards, and the memory that their operations take.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use super::in_flight::{BatchSend, InFlightBatch};
 use super::queue::ShardQueue;
@@ -52,6 +52,17 @@ impl ShardQueues {
 
     pub(super) fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Returns whether these shards have at least so many operations to send.
+    pub(super) fn have_ops(&self, shards: &VecDeque<ShardId>, least: usize) -> bool {
+        let mut missing = least;
+        let mut ops = shards.iter().map(|shard| self.get(*shard).map_or(0, ShardQueue::next_ops));
+        missing == 0
+            || ops.any(|ops| {
+                missing = missing.saturating_sub(ops);
+                missing == 0
+            })
     }
 
     /// Returns whether a batch of any shard is in flight.
@@ -125,7 +136,7 @@ impl ShardQueues {
             let sealed = queue.seal(session?, &mut self.sealer);
             self.in_flight += 1;
             counts.batches += 1;
-            counts.ops += sealed.parts.iter().map(|part| part.ops.len() as u64).sum::<u64>();
+            counts.ops += sealed.ops() as u64;
             counts.ops_sent += sealed.entries() as u64;
         }
         queue.send(send)

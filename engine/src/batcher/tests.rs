@@ -3,6 +3,7 @@
 //! The cluster here is one shard (or two) and two nodes. Node 1 leads at first, over connection 1;
 //! node 2 is a follower, on connection 2. A turn is some events and then `TurnEnded`.
 
+mod load;
 mod tokens;
 
 use super::*;
@@ -222,27 +223,47 @@ fn a_connection_packs_all_shards_of_its_node() {
     );
 }
 
-#[test]
-fn the_window_is_two_messages_for_five_ms() {
-    let records = shard_map::ranges(4).map(|slots| record(slots, 1, 1));
-    let records: Vec<_> = records.collect();
-    let mut bench = Bench::with(Settings::default(), &records);
-    let batches: Vec<Batch> = records
-        .iter()
-        .map(|record| batch_of(record.slots, 7, 1, &[add(&key_in(record.slots), 1)]))
-        .collect();
-    let ask = |request: u64| {
-        let slots = records[request as usize - 1].slots;
-        [write(request, &[add(&key_in(slots), 1)])]
+/// The shards of a request are those of 4, all of node 1.
+fn bench_of_four() -> (Bench, Vec<String>, impl Fn(usize, u64, i128) -> Batch) {
+    let records: Vec<_> = shard_map::ranges(4).map(|slots| record(slots, 1, 1)).collect();
+    let bench = Bench::with(Settings::default(), &records);
+    let slots: Vec<Slots> = records.iter().map(|record| record.slots).collect();
+    let keys: Vec<String> = slots.iter().map(|&slots| key_in(slots)).collect();
+    let names = keys.clone();
+    let batch = move |at: usize, batch_seq: u64, delta: i128| {
+        batch_of(slots[at], 7, batch_seq, &[add(&names[at], delta)])
     };
-    let sends = |message: u64, at: usize| frame(1, message, &batches[at..=at]);
+    (bench, keys, batch)
+}
+
+#[test]
+fn the_window_is_two_messages_until_the_older_one_lapses() {
+    let (mut bench, keys, batch) = bench_of_four();
+    let ask = |request: u64| [write(request, &[add(&keys[request as usize - 1], 1)])];
+    let sends = |message: u64, at: usize| frame(1, message, [&batch(at, 1, 1)]);
     bench.turn(ask(1), &[sends(1, 0)]);
     bench.at_ms(1).turn(ask(2), &[sends(2, 1)]);
     bench.at_ms(2).turn(ask(3), &[]);
     bench.wakes_at_ms(5, &[sends(3, 2)]);
     bench.turn(ask(4), &[]);
     // An answer makes room sooner.
-    bench.turn([answer(1, 2, &batches[1], applied(&[]))], &[wrote(2), sends(4, 3)]);
+    bench.turn([answer(1, 2, &batch(1, 1, 1), applied(&[]))], &[wrote(2), sends(4, 3)]);
+}
+
+#[test]
+fn a_message_that_is_smaller_than_the_one_that_is_out_waits_until_that_is_late() {
+    let (mut bench, keys, batch) = bench_of_four();
+    // An answer takes 10 ms.
+    let (first, next) = (batch(0, 1, 1), [batch(0, 2, 1), batch(1, 1, 1)]);
+    bench.turn([write(1, &[add(&keys[0], 1)])], &[frame(1, 1, [&first])]);
+    bench.at_ms(10).turn([answer(1, 1, &first, applied(&[]))], &[wrote(1)]);
+    bench.turn([write(2, &[add(&keys[0], 1), add(&keys[1], 1)])], &[frame(1, 2, &next)]);
+    bench.at_ms(11).turn([write(3, &[add(&keys[2], 1)])], &[]);
+    bench.wakes_at_ms(25, &[frame(1, 3, [&batch(2, 1, 1)])]);
+    // Twice as much as is out goes at once, but not in a third message.
+    bench.turn([write(4, &[add(&keys[3], 1), add(&keys[3], 1)])], &[]);
+    bench.at_ms(26).turn([answer(1, 2, &next[0], applied(&[]))], &[]);
+    bench.turn([answer(1, 2, &next[1], applied(&[]))], &[wrote(2), frame(1, 4, [&batch(3, 1, 2)])]);
 }
 
 #[test]

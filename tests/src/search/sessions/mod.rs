@@ -26,6 +26,7 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use engine::batcher;
+use engine::batcher::window::WindowSettings;
 use engine::key::CounterKey;
 use engine::message::{GatewayMessage, NodeReply};
 use engine::node;
@@ -203,7 +204,8 @@ impl Sessions {
         let primaries = LeaderContext { settings, tick_ms, wires: wires.clone() };
         // The window is large, since the number of unanswered messages does not affect their
         // handling.
-        let settings = batcher::Settings { window: 1_000, planted, ..Default::default() };
+        let window = WindowSettings { messages: 1_000, late_percent: 0, ..Default::default() };
+        let settings = batcher::Settings { window, planted, ..Default::default() };
         let gateways = GatewayContext { settings, tokens: bounds.tokens, tick_ms, wires };
         Self {
             bounds,

@@ -1,5 +1,6 @@
 //! The settings of the state machines as a seed draws them.
 
+use engine::batcher::window::WindowSettings;
 use engine::coordinator::Flags;
 use engine::coordinator::planner;
 use engine::node::{self, Settings};
@@ -157,9 +158,18 @@ pub(super) fn gateway_settings(
         frozen_ms: draws.wait("frozen_ms", 100, 1_000, shipped.timing.frozen_ms),
         avoid_ms: draws.wait("avoid_ms", 10, 1_000, shipped.timing.avoid_ms),
     };
+    let window = WindowSettings {
+        messages: draws.rng.between(1, 3) as usize,
+        load_percent: draws.rng.between(0, 200) as usize,
+        late_percent: draws.rng.between(0, 300),
+        lapse_percent: draws.rng.between(100, 800),
+        lapse_us_min: 1_000 * draws.wait("lapse_ms_min", 1, 5, shipped.window.lapse_us_min / 1_000),
+        lapse_us_max: 1_000
+            * draws.wait("lapse_ms_max", 5, 100, shipped.window.lapse_us_max / 1_000),
+    };
     batcher::Settings {
         linger_us: if draws.rng.percent(30) { draws.rng.between(1, 5_000) } else { 0 },
-        window: draws.rng.between(1, 3) as usize,
+        window,
         // Room for a handful of operations, or for all.
         queue_bytes_max: draws.size("queue_bytes_max", 400, shipped.queue_bytes_max),
         total_bytes_max: draws.size("total_bytes_max", 1_000, shipped.total_bytes_max),
