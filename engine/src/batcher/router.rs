@@ -46,6 +46,11 @@ impl Router {
         self.newest.get(&store).copied()
     }
 
+    /// Returns whether any node has reported any shard as frozen, for a quick answer.
+    pub fn has_frozen(&self) -> bool {
+        self.connections.values().any(|connection| !connection.frozen.is_empty())
+    }
+
     /// The state of a connection.
     pub fn connection(&self, conn: Conn) -> Option<&NodeConnection> {
         self.connections.get(&conn)

@@ -76,6 +76,9 @@ impl ShardQueues {
     /// nothing could be sent to ask again, and operations behind that batch would wait for their
     /// deadline instead of being refused. The batch's answer replaces the notice.
     pub(super) fn frozen_until(&self, now: Now, routes: &Routes, shard: ShardId) -> Option<Now> {
+        if !routes.router.has_frozen() {
+            return None;
+        }
         self.frozen_by(routes.to_primary(shard)?, now, routes, shard)
     }
 
