@@ -35,15 +35,28 @@ struct Splitter {
 /// The index of no shard.
 const NOWHERE: u32 = u32::MAX;
 
+/// The upper half of an operation's hash, and the index of its shard in the map.
+fn placed(map: &ShardMap, op: &Op) -> (u64, u32) {
+    let hash = (key::hash(op.counter.name()) >> 64) as u64;
+    (hash, map.index_of(slot_of(hash)).map_or(NOWHERE, |at| at as u32))
+}
+
 impl Splitter {
     /// The operations of each shard, in the order of the request, and the indexes of those that
     /// belong to no known shard. Every name is hashed once: the hash is kept with the operation.
     fn split(&mut self, map: &ShardMap, ops: Vec<Op>) -> (Vec<(u32, Vec<QueuedOp>)>, Vec<u32>) {
+        if let [op] = ops.as_slice() {
+            let (hash, place) = placed(map, op);
+            let queued = |op| QueuedOp { op, hash, index: 0, entry: 0 };
+            return match place {
+                NOWHERE => (Vec::new(), vec![0]),
+                _ => (vec![(place, ops.into_iter().map(queued).collect())], Vec::new()),
+            };
+        }
         self.counts.resize(map.iter().len(), 0);
         self.parts.resize_with(map.iter().len(), Vec::new);
         for op in &ops {
-            let hash = (key::hash(op.counter.name()) >> 64) as u64;
-            let place = map.index_of(slot_of(hash)).map_or(NOWHERE, |at| at as u32);
+            let (hash, place) = placed(map, op);
             self.placed.push((hash, place));
             let Some(count) = self.counts.get_mut(place as usize) else { continue };
             if *count == 0 {
