@@ -4,7 +4,7 @@
 //! is hashed, sent, kept in the table and written to disk. A namespace holds no zero byte, so the
 //! first zero separates the two.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::ids::Slot;
@@ -77,6 +77,40 @@ impl CounterKey {
     }
 }
 
+/// Makes names in one namespace, which is checked once.
+///
+/// The names share buffers of a fixed size, since an allocation for each would cost more than the
+/// rest of its making. The buffers are small: one is freed when the last of its names is dropped, so
+/// a name that is kept for long keeps few others alive.
+#[derive(Debug)]
+pub struct NameMaker {
+    /// `namespace ‖ 0`
+    prefix: Vec<u8>,
+    buffer: BytesMut,
+    buffer_bytes: usize,
+}
+
+impl NameMaker {
+    /// Checks the namespace. Names will share buffers of so many bytes; a longer name has its own.
+    pub fn new(namespace: &[u8], buffer_bytes: usize) -> Result<Self, KeyError> {
+        check_namespace(namespace)?;
+        let prefix = [namespace, &[0]].concat();
+        Ok(Self { prefix, buffer: BytesMut::new(), buffer_bytes })
+    }
+
+    /// Makes a checked name.
+    pub fn name(&mut self, key: &[u8]) -> Result<CounterKey, KeyError> {
+        check_key(key)?;
+        let bytes = self.prefix.len() + key.len();
+        if self.buffer.capacity() < bytes {
+            self.buffer = BytesMut::with_capacity(self.buffer_bytes.max(bytes));
+        }
+        self.buffer.extend_from_slice(&self.prefix);
+        self.buffer.extend_from_slice(key);
+        Ok(CounterKey(self.buffer.split().freeze()))
+    }
+}
+
 fn check_namespace(namespace: &[u8]) -> Result<(), KeyError> {
     let allowed = |byte: &u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'.' | b'-');
     let fits = (1..=NAMESPACE_BYTES_MAX).contains(&namespace.len());
@@ -115,6 +149,17 @@ mod tests {
         check(&[b'a'; 65], b"k", Err(KeyError::Namespace));
         check(b"likes", b"", Err(KeyError::Key));
         check(b"likes", &[1; 1025], Err(KeyError::Key));
+    }
+
+    #[test]
+    fn names_that_share_a_buffer_are_like_any_others() {
+        assert_eq!(NameMaker::new(b"Likes", 64).err(), Some(KeyError::Namespace));
+        let mut maker = NameMaker::new(b"ns", 64).unwrap();
+        let keys: Vec<String> = (0..200).map(|number| "k".repeat(number % 90 + 1)).collect();
+        let made: Vec<_> = keys.iter().map(|key| maker.name(key.as_bytes())).collect();
+        assert_eq!(maker.name(b""), Err(KeyError::Key));
+        let alone = keys.iter().map(|key| CounterKey::new(b"ns", key.as_bytes()));
+        assert!(made.into_iter().eq(alone));
     }
 
     #[test]

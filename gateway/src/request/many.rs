@@ -1,6 +1,6 @@
 //! Bodies of many items: JSON, newline-delimited JSON, or plain lines.
 
-use engine::key::{CounterKey, KEY_BYTES_MAX};
+use engine::key::{CounterKey, KEY_BYTES_MAX, NameMaker};
 use engine::ops::{Op, OpKind};
 
 use super::integer::{NotInteger, integer, looks_numeric};
@@ -8,6 +8,8 @@ use super::json::{self, FieldError, JsonItem};
 use super::{BodyType, ITEMS_MAX, mark, name_problem};
 use crate::problem::{Kind, Problem};
 
+/// The names of a request share buffers of this size.
+const NAMES_BYTES: usize = 1024;
 /// The size of a failed item in an answer, without its key and detail.
 const ANSWER_BYTES: usize = 128;
 
@@ -65,15 +67,15 @@ impl FailedItem {
 }
 
 /// The parser of a batch.
-struct BatchParser<'a, R> {
-    namespace: &'a str,
+struct BatchParser<R> {
+    names: NameMaker,
     /// Is called with the memory of each malformed item, and refuses the request if there is not
     /// enough.
     room: R,
     batch: IncrementBatch,
 }
 
-impl<R: FnMut(usize) -> Result<(), Problem>> BatchParser<'_, R> {
+impl<R: FnMut(usize) -> Result<(), Problem>> BatchParser<R> {
     /// The position of the next item.
     fn index(&self) -> Result<u32, Problem> {
         let items = self.batch.ops.len() + self.batch.failed.len();
@@ -83,7 +85,7 @@ impl<R: FnMut(usize) -> Result<(), Problem>> BatchParser<'_, R> {
 
     fn add(&mut self, key: &[u8], delta: i64) -> Result<(), Problem> {
         let index = self.index()?;
-        match CounterKey::new(self.namespace.as_bytes(), key) {
+        match self.names.name(key) {
             Ok(counter) => {
                 let kind = OpKind::Add { delta: i128::from(delta) };
                 self.batch.ops.push(Op { counter, kind });
@@ -125,6 +127,13 @@ impl<R: FnMut(usize) -> Result<(), Problem>> BatchParser<'_, R> {
         }
     }
 
+    /// Makes room for as many operations as the body has lines.
+    fn reserve_lines(&mut self, body: &[u8]) {
+        let lines = memchr::memchr_iter(b'\n', body).count() + 1;
+        self.batch.ops.reserve_exact(lines.min(ITEMS_MAX));
+        self.batch.indexes.reserve_exact(lines.min(ITEMS_MAX));
+    }
+
     fn line(&mut self, line: &[u8]) -> Result<(), Problem> {
         match split(line) {
             Ok((key, delta)) => self.add(key, delta),
@@ -143,18 +152,21 @@ pub fn increments(
     room: impl FnMut(usize) -> Result<(), Problem>,
 ) -> Result<IncrementBatch, Problem> {
     mark::refuse_wide(body)?;
-    let mut parser = BatchParser { namespace, room, batch: IncrementBatch::default() };
+    let names = names(namespace)?;
+    let mut parser = BatchParser { names, room, batch: IncrementBatch::default() };
     match body_type {
         BodyType::Json => json::items(body, "increments", |item| parser.take(item))?,
         BodyType::NdJson => {
             let lines = || lines(body).filter(|line| !line.trim_ascii().is_empty());
             few_enough(body, lines())?;
+            parser.reserve_lines(body);
             lines().try_for_each(|line| parser.take(json::item(line)))?;
         }
         BodyType::Text => {
             let body = body.strip_prefix(mark::UTF_8).unwrap_or(body);
             let lines = || lines(body).filter(|line| !line.is_empty());
             few_enough(body, lines())?;
+            parser.reserve_lines(body);
             lines().try_for_each(|line| parser.line(line))?;
         }
     }
@@ -163,12 +175,13 @@ pub fn increments(
 
 /// Parses the body of a read of many counters. A single malformed key fails the request.
 pub fn keys(namespace: &str, body: &[u8]) -> Result<Vec<CounterKey>, Problem> {
+    let mut names = names(namespace)?;
     let mut keys = Vec::new();
     let mut wrong = None;
     let mut items = 0;
     json::items(body, "keys", |item| {
         one_more(items)?;
-        match key(namespace, item) {
+        match key(&mut names, item) {
             Ok(counter) => keys.push(counter),
             Err(problem) => {
                 let field = problem.field.as_deref().unwrap_or("key");
@@ -182,7 +195,7 @@ pub fn keys(namespace: &str, body: &[u8]) -> Result<Vec<CounterKey>, Problem> {
     wrong.map_or(Ok(keys), Err)
 }
 
-fn key(namespace: &str, item: JsonItem<'_>) -> Result<CounterKey, Problem> {
+fn key(names: &mut NameMaker, item: JsonItem<'_>) -> Result<CounterKey, Problem> {
     if let Some(wrong) = item.wrong {
         return Err(wrong.problem());
     }
@@ -190,7 +203,12 @@ fn key(namespace: &str, item: JsonItem<'_>) -> Result<CounterKey, Problem> {
         return Err(Problem::bad_input("delta", "does not belong to a read"));
     }
     let key = item.key.ok_or_else(|| Problem::bad_input("key", "is missing"))?;
-    CounterKey::new(namespace.as_bytes(), &key).map_err(|error| name_problem(error, key.len()))
+    names.name(&key).map_err(|error| name_problem(error, key.len()))
+}
+
+fn names(namespace: &str) -> Result<NameMaker, Problem> {
+    let names = NameMaker::new(namespace.as_bytes(), NAMES_BYTES);
+    names.map_err(|error| name_problem(error, 0))
 }
 
 /// Refuses another item after the first `items`. Items beyond the limit are not parsed.
