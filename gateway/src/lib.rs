@@ -65,7 +65,7 @@ pub struct Options {
     /// Address on which grpc.health.v1 and reflection are served, and nothing else [default: off]
     #[arg(long, env = "DKC_GRPC", value_name = "ADDR", value_parser = metastore::listened)]
     pub grpc: Option<SocketAddr>,
-    /// Threads that serve clients [default: the number of CPUs, at most 4]
+    /// Threads that serve clients [default: half the number of CPUs, 1 to 4]
     #[arg(long, env = "DKC_WORKERS", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub workers: Option<u16>,
     /// Batching delay in µs: how long an increment waits for others before it is sent

@@ -162,9 +162,11 @@ async fn serve_grpc(
     Ok(())
 }
 
+/// The number of workers. By default half of the CPUs have one: each worker makes batches, frames
+/// and connections of its own, so more of them than the clients need make all of these smaller.
 fn workers(options: &Options) -> usize {
     let cpus = || std::thread::available_parallelism().map_or(1, usize::from);
-    options.workers.map_or_else(|| cpus().min(WORKERS_MAX_DEFAULT), usize::from)
+    options.workers.map_or_else(|| (cpus() / 2).clamp(1, WORKERS_MAX_DEFAULT), usize::from)
 }
 
 /// Open files that are reserved for connections to nodes and etcd, and for metrics.
