@@ -9,6 +9,8 @@
 //!   input that is not HTTP would get no answer instead of a 400.
 //! - `writev` is off: nearly every answer is one small piece, which is cheaper to copy behind its
 //!   head than to gather in the kernel.
+//! - hyper has no timer: its timer for heads would be made and dropped with every request. One timer
+//!   of the worker ends all connections that are idle, or whose head is not complete, for too long.
 //! - A connection ends by an answer with `Connection: close`, or when it has no request in flight
 //!   and nothing in the socket: hyper's own graceful shutdown would drop a request that was sent
 //!   and not read yet (see `lingering_close.rs`).
@@ -38,11 +40,12 @@ use hyper::http::request::Parts;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{HeaderMap, Method, Request, StatusCode, Version};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use slab::Slab;
 use telemetry::{Health, Metrics};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
+use tokio::time::{Instant as TokioInstant, MissedTickBehavior};
 use tracing::debug;
 
 use crate::browser::{self, Allowed, Origins};
@@ -72,6 +75,8 @@ const DRAIN_WITHIN: Duration = Duration::from_secs(2);
 const SHED_IDLE: Duration = Duration::from_millis(500);
 /// One of this many connections is closed at a time.
 const SHED_SHARE: usize = 8;
+/// Idle connections are looked for this often within the time that they may be idle.
+const IDLE_CHECKS: u32 = 8;
 /// The most memory that is allocated in advance for a body of an announced length.
 const ANNOUNCED_BYTES_MAX: usize = 64 * 1024;
 
@@ -176,8 +181,6 @@ impl HttpServer {
             .writev(false)
             .max_buf_size(READ_BYTES_MAX)
             .max_headers(HEADERS_MAX)
-            .timer(TokioTimer::new())
-            .header_read_timeout(self.policy.idle)
             .serve_connection(TokioIo::new(stream), service);
         let mut connection = pin!(connection);
         let served = poll_fn(|cx| {
@@ -230,6 +233,24 @@ impl HttpServer {
         }
     }
 
+    /// Ends connections that have had no request in flight for as long as they may be idle, until
+    /// dropped. This includes those that are sending the head of one.
+    pub(crate) async fn end_idle(self: Rc<Self>) {
+        let mut checks = tokio::time::interval(self.policy.idle / IDLE_CHECKS);
+        checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            checks.tick().await;
+            let now = Instant::now();
+            let is_late = |since: Instant| now.duration_since(since) >= self.policy.idle;
+            for (_, connection) in &mut self.connections.borrow_mut().open {
+                if !connection.ends && connection.idle_since.is_some_and(is_late) {
+                    connection.ends = true;
+                    connection.wake();
+                }
+            }
+        }
+    }
+
     fn set_idle_since(&self, id: usize, since: Option<Instant>) {
         self.connections.borrow_mut().open[id].idle_since = since;
     }
@@ -257,9 +278,8 @@ impl HttpServer {
         let (parts, mut body) = request.into_parts();
         let checked = self.policy.origins.check(&parts.headers);
         let head = match &checked {
-            Ok(_) => {
-                request::head(&parts).and_then(|head| head.check_issue_time(self.mailbox.clock()))
-            }
+            Ok(_) => request::head(&parts)
+                .and_then(|head| head.check_issue_time(|| self.mailbox.clock())),
             Err(problem) => Err(problem.clone()),
         };
         let allowed = checked.unwrap_or_default();
@@ -269,11 +289,11 @@ impl HttpServer {
             has_forms: head.as_ref().is_ok_and(|head| head.route.has_forms()),
             is_static: head.as_ref().is_ok_and(|head| head.route == Route::Page(InfoPage::OpenApi)),
         };
-        let deadline = Deadline::after(&self.mailbox, timeout);
+        let deadline = Now(self.mailbox.now().0 + timeout.as_micros() as u64);
         let mut reservation = self.budget.reserve();
         let answered = match head {
             _ if allowed.is_preflight(&parts) => Ok(preflight()),
-            Ok(head) => self.respond(head, &mut body, &mut reservation, &deadline).await,
+            Ok(head) => self.respond(head, &mut body, &mut reservation, deadline).await,
             Err(problem) => Err(problem),
         };
         let mut response = match answered {
@@ -289,7 +309,7 @@ impl HttpServer {
                 if !body.is_end_stream() && !parts.headers.contains_key(EXPECT) {
                     let mut ending = self.ending.subscribe();
                     tokio::select! {
-                        () = drain(&mut body, deadline.instant) => {}
+                        () = drain(&mut body, self.mailbox.timer_at(deadline)) => {}
                         _ = ending.wait_for(|&ending| ending) => {}
                     }
                 }
@@ -330,7 +350,7 @@ impl HttpServer {
         head: RequestHead,
         body: &mut Incoming,
         reservation: &mut Reservation,
-        deadline: &Deadline,
+        deadline: Now,
     ) -> Result<Response, Problem> {
         let RequestHead { route, body: body_type, token, plain, .. } = head;
         if !route.has_body() && !body.is_end_stream() {
@@ -420,9 +440,9 @@ impl HttpServer {
         &self,
         keys: Vec<CounterKey>,
         bounded_ms: Option<u64>,
-        deadline: &Deadline,
+        deadline: Now,
     ) -> Result<ReadValues, Problem> {
-        let found = self.mailbox.read(keys, bounded_ms, deadline.at).await;
+        let found = self.mailbox.read(keys, bounded_ms, deadline).await;
         found.map_err(match bounded_ms {
             Some(_) => failure::of_bounded_read,
             None => failure::of_read,
@@ -433,9 +453,9 @@ impl HttpServer {
         &self,
         op: Op,
         token: Option<ClientToken>,
-        deadline: &Deadline,
+        deadline: Now,
     ) -> Result<AppliedWrite, Problem> {
-        let result = self.mailbox.write(vec![op], token, deadline.at).await;
+        let result = self.mailbox.write(vec![op], token, deadline).await;
         let WriteResult { values, replayed, failed } = result;
         self.counters.replays.inc_by(replayed as u64);
         match failed.first() {
@@ -452,13 +472,13 @@ impl HttpServer {
         IncrementBatch { ops, indexes, mut failed }: IncrementBatch,
         token: Option<ClientToken>,
         body: BatchBody<'_>,
-        deadline: &Deadline,
+        deadline: Now,
     ) -> Response {
         let items = ops.len() + failed.len();
         if ops.is_empty() {
             return response::batch(items, &failed);
         }
-        let result = self.mailbox.write(ops, token, deadline.at).await;
+        let result = self.mailbox.write(ops, token, deadline).await;
         self.counters.replays.inc_by(result.replayed as u64);
         let not_applied = result.failed.into_iter().map(|(op, failure)| FailedItem {
             index: indexes[op as usize],
@@ -507,7 +527,7 @@ impl HttpServer {
         &self,
         body: &mut Incoming,
         reservation: &mut Reservation,
-        deadline: &Deadline,
+        deadline: Now,
     ) -> Result<Bytes, Problem> {
         if body.is_end_stream() {
             return Ok(Bytes::new());
@@ -516,8 +536,8 @@ impl HttpServer {
             return Err(request::body_too_large());
         }
         let mut ending = self.ending.subscribe();
-        let collected =
-            tokio::time::timeout_at(deadline.instant.into(), collect(body, reservation));
+        let until = self.mailbox.timer_at(deadline);
+        let collected = tokio::time::timeout_at(until, collect(body, reservation));
         tokio::select! {
             biased;
             collected = collected => collected.unwrap_or_else(|_| {
@@ -602,20 +622,6 @@ impl BatchBody<'_> {
     }
 }
 
-/// The deadline of a request, on both clocks.
-struct Deadline {
-    /// On the batcher's clock.
-    at: Now,
-    instant: Instant,
-}
-
-impl Deadline {
-    fn after(mailbox: &Mailbox, timeout: Duration) -> Self {
-        let at = Now(mailbox.now().0 + timeout.as_micros() as u64);
-        Self { at, instant: Instant::now() + timeout }
-    }
-}
-
 /// Refuses the answer to a request without effect if the memory budget is exhausted.
 fn refusable(response: Response, reservation: &mut Reservation) -> Result<Response, Problem> {
     let status = StatusCode::SERVICE_UNAVAILABLE;
@@ -671,7 +677,7 @@ async fn data(body: &mut Incoming) -> Result<Option<Bytes>, Problem> {
 }
 
 /// Reads the rest of a body and drops it, within bounds of size and time.
-async fn drain(body: &mut Incoming, until: Instant) {
+async fn drain(body: &mut Incoming, until: TokioInstant) {
     let rest = async {
         let mut bytes = 0;
         while bytes < DRAIN_BYTES_MAX {
@@ -681,8 +687,8 @@ async fn drain(body: &mut Incoming, until: Instant) {
             }
         }
     };
-    let until = until.min(Instant::now() + DRAIN_WITHIN);
-    let _timed_out = tokio::time::timeout_at(until.into(), rest).await;
+    let until = until.min(TokioInstant::now() + DRAIN_WITHIN);
+    let _timed_out = tokio::time::timeout_at(until, rest).await;
 }
 
 impl ConnectionState {

@@ -102,7 +102,7 @@ impl Mailbox {
 
     /// The instant at which a timer for `deadline` fires. Up to a millisecond, the two clocks
     /// differ by the time for which the computer was suspended.
-    fn timer_at(&self, deadline: Now) -> TokioInstant {
+    pub(crate) fn timer_at(&self, deadline: Now) -> TokioInstant {
         let slept = self.clock.elapsed().saturating_sub(self.started.elapsed());
         let slept_us = slept.as_millis() as u64 * 1_000;
         (self.started + Duration::from_micros(deadline.0.saturating_sub(slept_us))).into()

@@ -102,7 +102,8 @@ pub struct AnswerBody {
 /// The reservation of an answer, and the rate at which its client must read it.
 struct SendLimit {
     _reservation: Reservation,
-    since: Instant,
+    /// `None` if the answer is one piece, which hyper gets at once.
+    since: Option<Instant>,
     /// The time for which the client may pause.
     pause_max: Duration,
 }
@@ -111,7 +112,7 @@ impl SendLimit {
     /// Returns whether the client has read less than it must have by now.
     fn is_exceeded(&self, sent: usize) -> bool {
         let allowed = Duration::from_secs_f64(sent as f64 / BYTES_PER_SECOND_MIN as f64);
-        self.since.elapsed() > self.pause_max + allowed
+        self.since.is_some_and(|since| since.elapsed() > self.pause_max + allowed)
     }
 }
 
@@ -126,8 +127,8 @@ impl AnswerBody {
 
     /// Keeps `reservation` until the answer is sent. The client may pause for `pause_max`.
     pub(crate) fn limit(&mut self, reservation: Reservation, pause_max: Duration) {
-        self.limit =
-            Some(SendLimit { _reservation: reservation, since: Instant::now(), pause_max });
+        let since = (self.left.len() > PIECE_BYTES_MAX).then(Instant::now);
+        self.limit = Some(SendLimit { _reservation: reservation, since, pause_max });
     }
 }
 
@@ -196,7 +197,7 @@ mod tests {
     fn the_time_that_a_client_has_grows_with_the_size_of_the_answer() {
         let long_ago = |seconds| Instant::now().checked_sub(Duration::from_secs(seconds)).unwrap();
         let over = |seconds, sent| {
-            let since = long_ago(seconds);
+            let since = Some(long_ago(seconds));
             let pause_max = Duration::from_secs(10);
             let _reservation = MemoryBudget::new(MAX).reserve();
             SendLimit { _reservation, since, pause_max }.is_exceeded(sent)
@@ -205,7 +206,7 @@ mod tests {
         assert!(!over(19, 10 * BYTES_PER_SECOND_MIN) && over(21, 10 * BYTES_PER_SECOND_MIN));
         let mut answer = AnswerBody::new(vec![0; 3 * PIECE_BYTES_MAX]);
         answer.limit(MemoryBudget::new(MAX).reserve(), Duration::ZERO);
-        answer.limit.as_mut().unwrap().since = long_ago(1);
+        answer.limit.as_mut().unwrap().since = Some(long_ago(1));
         let mut cx = Context::from_waker(std::task::Waker::noop());
         let mut poll = || Pin::new(&mut answer).poll_frame(&mut cx);
         assert!(matches!(poll(), Poll::Ready(Some(Ok(_)))), "it takes the first piece");

@@ -5,6 +5,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -128,19 +129,16 @@ impl NodeConnections {
         let name = self.directory.borrow().name(store);
         info!(node = name, address = endpoint.address, boot = endpoint.boot.0, "connected to node");
         self.mailbox.push(Event::Connected { conn, node });
+        // The store has another boot or address: this connection leads to the process before it, or
+        // to the new one under a wrong boot.
         let mut directory = self.directory.clone();
+        let is_other = |now: &Directory| now.endpoint(store).is_some_and(|now| now != *endpoint);
+        let mut moved = pin!(directory.wait_for(is_other));
         let why = loop {
             let message = tokio::select! {
+                biased;
                 message = from.message() => message,
-                changed = directory.changed() => {
-                    // The store has another boot or address: this connection leads to the process
-                    // before it, or to the new one under a wrong boot.
-                    let now = directory.borrow_and_update().endpoint(store);
-                    if changed.is_err() || now.is_some_and(|now| now != *endpoint) {
-                        break "the store has moved or restarted".to_owned();
-                    }
-                    continue;
-                }
+                _ = &mut moved => break "the store has moved or restarted".to_owned(),
             };
             match message {
                 Ok(Some(message)) => match NodeReply::try_from(message) {

@@ -159,6 +159,7 @@ async fn work(
     let batcher = Batcher::new(settings.clone());
     let turns = spawn_local(mailbox::run_turns(mailbox.clone(), batcher, settings, driver));
     let server = HttpServer::new(mailbox.clone(), context.pages, context.counters, context.policy);
+    spawn_local(context.tasks.job("ending idle connections", server.clone().end_idle()));
     let receiving = async {
         while let Some(message) = messages.recv().await {
             match message {

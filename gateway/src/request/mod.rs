@@ -99,9 +99,9 @@ pub fn head(parts: &Parts) -> Result<RequestHead, Problem> {
 }
 
 impl RequestHead {
-    /// Checks the issue time of the idempotency key, for which the time of day is needed.
-    pub fn check_issue_time(self, clock: TimeMs) -> Result<Self, Problem> {
-        self.token.as_ref().map_or(Ok(()), |token| token.check_issued(clock))?;
+    /// Checks the issue time of the idempotency key, if there is one, against the time of day.
+    pub fn check_issue_time(self, clock: impl FnOnce() -> TimeMs) -> Result<Self, Problem> {
+        self.token.as_ref().map_or(Ok(()), |token| token.check_issued(clock()))?;
         Ok(self)
     }
 }
