@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use engine::batcher::Event;
 use engine::ids::{Conn, StoreBoot, StoreId};
-use engine::message::{GatewayMessage, NodeReply};
+use engine::message::GatewayMessage;
 use process::{CONNECT_TIMEOUT, Pings, causes, is_refused};
+use proto::Invalid;
 use proto::wire::gateway_client::GatewayClient;
 use proto::wire::{ToGateway, ToNode};
 use telemetry::CriticalTasks;
@@ -141,10 +142,16 @@ impl NodeConnections {
                 _ = &mut moved => break "the store has moved or restarted".to_owned(),
             };
             match message {
-                Ok(Some(message)) => match NodeReply::try_from(message) {
-                    Ok(reply) => self.mailbox.push(Event::Reply { conn, reply }),
-                    Err(invalid) => break invalid.to_string(),
-                },
+                Ok(Some(message)) => {
+                    let mut replies = message.into_replies();
+                    let pushed = replies.try_for_each(|reply| {
+                        self.mailbox.push(Event::Reply { conn, reply: reply? });
+                        Ok::<_, Invalid>(())
+                    });
+                    if let Err(invalid) = pushed {
+                        break invalid.to_string();
+                    }
+                }
                 Ok(None) => break "the node ended the stream".to_owned(),
                 Err(status) => break status.message().to_owned(),
             }

@@ -13,7 +13,7 @@ use engine::shard_record::ShardRecord;
 
 use crate::Invalid;
 use crate::common::slots_of;
-use crate::wire::{self, batch_reply, read_reply, refusal, to_gateway, to_node};
+use crate::wire::{self, batch_reply, read_reply, refusal, reply, to_node};
 
 impl From<GatewayMessage> for wire::ToNode {
     fn from(from: GatewayMessage) -> Self {
@@ -85,11 +85,30 @@ fn batches_in(bytes: Bytes) -> Result<Vec<Batch>, Invalid> {
     Ok(batches)
 }
 
+impl From<Vec<wire::Reply>> for wire::ToGateway {
+    fn from(replies: Vec<wire::Reply>) -> Self {
+        Self { replies }
+    }
+}
+
 impl From<NodeReply> for wire::ToGateway {
+    fn from(reply: NodeReply) -> Self {
+        vec![reply.into()].into()
+    }
+}
+
+impl wire::ToGateway {
+    /// Returns the replies in their order. Fails if one of them is invalid.
+    pub fn into_replies(self) -> impl Iterator<Item = Result<NodeReply, Invalid>> {
+        self.replies.into_iter().map(NodeReply::try_from)
+    }
+}
+
+impl From<NodeReply> for wire::Reply {
     fn from(from: NodeReply) -> Self {
         let kind = match from {
             NodeReply::Answer { message, slots, session, batch_seq, answer } => {
-                to_gateway::Kind::Answer(wire::BatchReply {
+                reply::Kind::Answer(wire::BatchReply {
                     message,
                     slots: Some(slots.into()),
                     session: Some(session.into()),
@@ -103,10 +122,10 @@ impl From<NodeReply> for wire::ToGateway {
                     Ok(read) => read_reply::Kind::Values(applied_out(&read.values, &[], read.time)),
                     Err(refusal) => read_reply::Kind::Refused(refusal.into()),
                 };
-                to_gateway::Kind::Read(wire::ReadReply { id, kind: Some(kind), staleness_us })
+                reply::Kind::Read(wire::ReadReply { id, kind: Some(kind), staleness_us })
             }
             NodeReply::ShardState { slots, state } => {
-                to_gateway::Kind::ShardState(wire::ShardState {
+                reply::Kind::ShardState(wire::ShardState {
                     slots: Some(slots.into()),
                     frozen: state == ShardAvailability::Frozen,
                 })
@@ -116,19 +135,19 @@ impl From<NodeReply> for wire::ToGateway {
     }
 }
 
-impl TryFrom<wire::ToGateway> for NodeReply {
+impl TryFrom<wire::Reply> for NodeReply {
     type Error = Invalid;
 
-    fn try_from(from: wire::ToGateway) -> Result<Self, Invalid> {
-        match from.kind.ok_or(Invalid::Missing("to_gateway.kind"))? {
-            to_gateway::Kind::Answer(answer) => Ok(Self::Answer {
+    fn try_from(from: wire::Reply) -> Result<Self, Invalid> {
+        match from.kind.ok_or(Invalid::Missing("reply.kind"))? {
+            reply::Kind::Answer(answer) => Ok(Self::Answer {
                 message: answer.message,
                 slots: slots_of(answer.slots)?,
                 session: answer.session.ok_or(Invalid::Missing("answer.session"))?.into(),
                 batch_seq: BatchSeq(answer.batch_seq),
                 answer: answer.kind.ok_or(Invalid::Missing("answer.kind"))?.try_into()?,
             }),
-            to_gateway::Kind::Read(read) => {
+            reply::Kind::Read(read) => {
                 let result = match read.kind.ok_or(Invalid::Missing("read_reply.kind"))? {
                     read_reply::Kind::Values(values) => {
                         let (values, _, time) = applied_in(values)?;
@@ -138,7 +157,7 @@ impl TryFrom<wire::ToGateway> for NodeReply {
                 };
                 Ok(Self::Read { id: read.id, result })
             }
-            to_gateway::Kind::ShardState(shard) => Ok(Self::ShardState {
+            reply::Kind::ShardState(shard) => Ok(Self::ShardState {
                 slots: slots_of(shard.slots)?,
                 state: match shard.frozen {
                     true => ShardAvailability::Frozen,

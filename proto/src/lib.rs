@@ -19,6 +19,7 @@ mod common;
 mod control;
 mod gateway;
 mod invalid;
+mod merged;
 mod open;
 mod peer;
 mod snapshot;
@@ -26,6 +27,7 @@ mod snapshot;
 pub use common::{shard_of, slots_of};
 pub use control::query_of;
 pub use invalid::Invalid;
+pub use merged::Merged;
 pub use open::{AcceptedOpen, OpenError, VERSION, VERSION_OLDEST};
 pub use snapshot::{CHUNK_BYTES_MAX, SnapshotDecoder, SnapshotEncoder, SnapshotEvent};
 

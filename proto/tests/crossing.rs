@@ -454,7 +454,7 @@ fn gateway_messages_cross() {
 
 #[test]
 fn node_replies_cross() {
-    check(Random::node_reply, wire::ToGateway::from, NodeReply::try_from);
+    check(Random::node_reply, wire::Reply::from, NodeReply::try_from);
 }
 
 #[test]
@@ -575,7 +575,7 @@ mod limits {
                         let applied = wire::Applied { values, time_ms: 0, tokens: Bytes::new() };
                         let kind = wire::read_reply::Kind::Values(applied);
                         let read = wire::ReadReply { id: 1, kind: Some(kind), staleness_us: 0 };
-                        wire::ToGateway { kind: Some(wire::to_gateway::Kind::Read(read)) }
+                        vec![wire::Reply { kind: Some(wire::reply::Kind::Read(read)) }].into()
                     });
                     let failed = reply.is_err();
                     if send.send(reply).await.is_err() || failed {

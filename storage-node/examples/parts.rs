@@ -14,7 +14,7 @@ use engine::shard::state::ShardState;
 use engine::store::table::{SealedTable, Table};
 use proto::wire::gateway_client::GatewayClient;
 use proto::wire::gateway_server::{Gateway, GatewayServer};
-use proto::wire::{self, to_gateway, to_node};
+use proto::wire::{self, reply, to_node};
 use proto::{CHUNK_BYTES_MAX, limited};
 use storage_node::state::{StateSettings, StateStore};
 use tokio::sync::mpsc;
@@ -136,8 +136,8 @@ impl Gateway for Echo {
                     kind: Some(wire::read_reply::Kind::Values(applied)),
                     staleness_us: 0,
                 };
-                let reply = wire::ToGateway { kind: Some(to_gateway::Kind::Read(read)) };
-                if send.send(Ok(reply)).await.is_err() {
+                let reply = wire::Reply { kind: Some(reply::Kind::Read(read)) };
+                if send.send(Ok(vec![reply].into())).await.is_err() {
                     return;
                 }
             }

@@ -21,6 +21,7 @@ type NodeLabels = Vec<(&'static str, String)>;
 pub struct NodeMetrics {
     commit_seconds: Histogram,
     fsync_seconds: Histogram,
+    frames: Counter,
     batches: Counter,
     refusals: Family<NodeLabels, Counter>,
     in_sync_replicas: Family<NodeLabels, Gauge>,
@@ -68,6 +69,7 @@ impl Default for NodeMetrics {
         Self {
             commit_seconds: times(),
             fsync_seconds: times(),
+            frames: Counter::default(),
             batches: Counter::default(),
             refusals,
             in_sync_replicas: Family::default(),
@@ -119,6 +121,7 @@ impl NodeMetrics {
             "Seconds to write and fsync one group",
             self.fsync_seconds.clone(),
         );
+        r.register("frames", "Frames received from gateways", self.frames.clone());
         r.register("batches", "Batches received from gateways", self.batches.clone());
         r.register("refusals", "Batches and reads refused, by reason", self.refusals.clone());
         r.register(
@@ -216,9 +219,10 @@ impl NodeMetrics {
         self.fsync_seconds.observe(seconds(began, now));
     }
 
-    /// Counts batches received from gateways.
-    pub fn count_batches(&self, count: usize) {
-        self.batches.inc_by(count as u64);
+    /// Counts a frame received from a gateway, and its batches.
+    pub fn count_frame(&self, batches: usize) {
+        self.frames.inc();
+        self.batches.inc_by(batches as u64);
     }
 
     /// Observes the time from a batch's arrival to its commit.

@@ -338,7 +338,7 @@ impl NodeLoop {
         }
         if let Event::Gateway { conn, message: GatewayMessage::Frame { message, batches } } = &event
         {
-            self.metrics.count_batches(batches.len());
+            self.metrics.count_frame(batches.len());
             self.arrivals.note(*conn, *message, batches.len(), self.now);
         }
         self.handle(event);

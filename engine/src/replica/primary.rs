@@ -12,6 +12,7 @@
 //! Acknowledging with {A,B} after the lost answer would be wrong: the addition may have happened, C
 //! may be promoted, and C lacks what only A and B hold.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::entry::Position;
@@ -187,12 +188,13 @@ impl Primary {
         primary
     }
 
-    /// *M*: the stores whose fsync every commit waits for.
-    pub fn members(&self, planted: Option<Planted>) -> BTreeSet<StoreId> {
-        let mut members: BTreeSet<_> = self.record.isr.iter().copied().collect();
-        if Planted::ForgetUnsettledAddition.is_in(planted) {
-            return members;
+    /// *M*: the stores whose fsync every commit waits for, each once.
+    pub fn members(&self, planted: Option<Planted>) -> Cow<'_, [StoreId]> {
+        let settled = self.proposals.is_empty() && self.joining.is_none();
+        if settled || Planted::ForgetUnsettledAddition.is_in(planted) {
+            return Cow::Borrowed(&self.record.isr);
         }
+        let mut members: BTreeSet<_> = self.record.isr.iter().copied().collect();
         for proposal in &self.proposals {
             members.extend(&proposal.record.isr);
         }
@@ -202,7 +204,7 @@ impl Primary {
         {
             members.retain(|member| newest.record.isr.contains(member));
         }
-        members
+        members.into_iter().collect()
     }
 
     /// Returns whether too few members are settled for a commit. An addition that is unsettled, or
@@ -231,11 +233,12 @@ impl Primary {
             Some(follower) => follower.acked,
             None => Seq(0),
         };
-        let mut seqs: Vec<_> = members.iter().map(acked).collect();
-        seqs.sort();
-        let needed =
-            if Planted::CommitAtMajority.is_in(planted) { (seqs.len() - 1) / 2 } else { 0 };
-        let seq = *seqs.get(needed)?;
+        let mut seq = members.iter().map(acked).min()?;
+        if Planted::CommitAtMajority.is_in(planted) {
+            let mut seqs: Vec<_> = members.iter().map(acked).collect();
+            seqs.sort();
+            seq = seqs[(seqs.len() - 1) / 2];
+        }
         (seq >= self.barrier || Planted::CommitBelowBarrier.is_in(planted)).then_some(seq)
     }
 
@@ -278,7 +281,7 @@ impl Primary {
 
     /// Feeds exactly the members of M and the learners.
     pub fn match_followers(&mut self) {
-        let mut wanted = self.members(None);
+        let mut wanted: BTreeSet<_> = self.members(None).iter().copied().collect();
         wanted.extend(&self.record.learners);
         wanted.remove(&self.record.primary.store);
         self.followers.retain(|store, _| wanted.contains(store));

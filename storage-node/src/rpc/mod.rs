@@ -20,7 +20,7 @@ use proto::wire::control_server::{self, Control, ControlServer};
 use proto::wire::gateway_server::{self, Gateway, GatewayServer};
 use proto::wire::peer_server::{self, Peer, PeerServer};
 use proto::wire::{self, to_follower, to_node};
-use proto::{AcceptedOpen, Invalid, OpenError};
+use proto::{AcceptedOpen, Invalid, Merged, OpenError};
 use telemetry::files::ConnectionLimit;
 use telemetry::{CriticalTasks, Health};
 use tokio::net::TcpListener;
@@ -41,6 +41,10 @@ use crate::snapshot_files::Staging;
 const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The time-out of a query. The loop answers within microseconds.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A message to a gateway has as many replies as are ready, until it is as large as this. The
+/// largest reply fits beside them.
+const REPLY_BYTES: usize = 1 << 20;
 
 type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -124,7 +128,8 @@ impl Gateway for Services {
             end.report_to(&refused);
             inbox.send_event(Event::GatewayGone { conn });
         }));
-        let replies = ReceiverStream::new(replies).map(|reply| Ok(reply.into()));
+        let replies = ReceiverStream::new(replies).map(wire::Reply::from);
+        let replies = Merged::new(replies, REPLY_BYTES).map(|replies| Ok(replies.into()));
         Ok(Response::new(Box::pin(replies.chain(ReceiverStream::new(refusal).map(Err)))))
     }
 }

@@ -389,7 +389,6 @@ impl Pair {
             if self.stores[store].node.next_deadline().is_some_and(|at| at <= self.now()) {
                 let wall = TimeMs(self.now().0 / 1_000);
                 self.handle(store, Event::WallClock(wall));
-                self.handle(store, Event::TurnEnded);
             }
         }
     }
@@ -424,8 +423,10 @@ impl Pair {
     fn handle(&mut self, store: usize, event: Event) {
         let mut effects = Vec::new();
         let now = self.now();
-        self.stores[store].node.handle(now, event, &mut effects);
-        self.stores[store].node.check_invariants();
+        for event in [event, Event::TurnEnded] {
+            self.stores[store].node.handle(now, event, &mut effects);
+            self.stores[store].node.check_invariants();
+        }
         for effect in effects {
             self.perform(store, effect);
         }

@@ -1,7 +1,6 @@
 //! Single parts of the driver: with real sockets and a real etcd, and the test in the loop's place,
 //! which can be slower than any loop.
 
-use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use engine::batch::{Batch, Codec};
@@ -28,6 +27,9 @@ use storage_node::readiness::NodeReadiness;
 use storage_node::rpc::{self, FeedConnections, Services};
 use telemetry::Health;
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::time::timeout;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Code, Status};
@@ -63,12 +65,12 @@ async fn a_proposal_whose_answer_was_lost_is_reported_as_unknown() {
     };
     let made = cluster.metastore.create(&first.shard(), &first).await;
     let Ok(TxnOutcome::Done { revision: expect }) = made else { panic!("{made:?}") };
-    let (inbox, messages) = Inbox::new(1 << 20);
+    let (inbox, mut messages) = Inbox::new(1 << 20);
     let etcd = EtcdClient::new(store, inbox, telemetry::critical_tasks().0, 1);
-    let propose = |proposal| {
+    let mut propose = |proposal| {
         let record = ShardRecord { version: Version(2), ..first.clone() };
         etcd.perform(EtcdRequest::Propose { proposal, expect, record, candidate: None });
-        proposed(&messages, proposal)
+        proposed(&mut messages, proposal)
     };
     calls.next("Txn", Fate::Refuse);
     assert_eq!(propose(0), CasOutcome::Failed, "etcd refused it");
@@ -91,11 +93,11 @@ async fn a_read_whose_answer_was_lost_is_no_empty_list() {
     let calls = Calls::start(cluster.etcd.endpoint()).await;
     let settings = Settings::new(vec![calls.endpoint()], "test");
     let store = Metastore::connect(&settings).await.expect("etcd answers");
-    let (inbox, messages) = Inbox::new(1 << 20);
+    let (inbox, mut messages) = Inbox::new(1 << 20);
     let etcd = EtcdClient::new(store, inbox, telemetry::critical_tasks().0, 1);
-    let ask = |request| {
+    let mut ask = |request| {
         etcd.perform(request);
-        tokio::task::block_in_place(|| messages.recv_timeout(QUIET).ok())
+        next_within(QUIET, &mut messages)
     };
     let check = || EtcdRequest::CheckEtcd { check: 4, shards: vec![shard.shard()] };
     let read = || EtcdRequest::ReadRecord { read: 9, shard: shard.shard() };
@@ -126,14 +128,23 @@ async fn a_read_whose_answer_was_lost_is_no_empty_list() {
     );
 }
 
+/// Waits for the next message to the loop.
+fn next_within(
+    limit: Duration,
+    messages: &mut UnboundedReceiver<LoopMessage>,
+) -> Option<LoopMessage> {
+    let next = || Handle::current().block_on(timeout(limit, messages.recv()));
+    tokio::task::block_in_place(next).ok().flatten()
+}
+
 /// Waits for what came of it.
-fn proposed(messages: &Receiver<LoopMessage>, proposal: u64) -> CasOutcome {
-    tokio::task::block_in_place(|| match messages.recv_timeout(Duration::from_secs(20)) {
-        Ok(LoopMessage::Event(Event::Proposed { proposal: of, outcome })) if of == proposal => {
+fn proposed(messages: &mut UnboundedReceiver<LoopMessage>, proposal: u64) -> CasOutcome {
+    match next_within(Duration::from_secs(20), messages) {
+        Some(LoopMessage::Event(Event::Proposed { proposal: of, outcome })) if of == proposal => {
             outcome
         }
         other => panic!("{other:?}"),
-    })
+    }
 }
 
 /// A deletion while no watch was open is in no watch: the list that follows lacks the key, and
@@ -150,7 +161,7 @@ async fn a_peer_whose_key_went_while_etcd_was_out_of_reach_is_missed() {
         let key = NodeRecord { boot: peer.boot, address, capacity: 1, versions: (1, 1) };
         cluster.metastore.create(&peer.store, &key).await.expect("etcd answers");
     }
-    let (inbox, messages) = Inbox::new(1 << 20);
+    let (inbox, mut messages) = Inbox::new(1 << 20);
     let tasks = telemetry::critical_tasks().0;
     let follower = EtcdFollower {
         etcd: EtcdClient::new(store, inbox.clone(), tasks.clone(), 1),
@@ -160,28 +171,25 @@ async fn a_peer_whose_key_went_while_etcd_was_out_of_reach_is_missed() {
         readiness: NodeReadiness::new(Health::new("test")),
     };
     tokio::spawn(follower.run());
-    peers_are(&messages, &[PEER, other]);
+    peers_are(&mut messages, &[PEER, other]);
     relay.close();
     let key = cluster.metastore.get::<NodeRecord>(&other.store).await.expect("etcd answers");
     let modified = key.expect("it was made above").modified;
     cluster.metastore.delete::<NodeRecord>(&other.store, modified).await.expect("etcd answers");
     relay.mend();
-    peers_are(&messages, &[PEER]);
+    peers_are(&mut messages, &[PEER]);
 }
 
 /// Waits for an event that names exactly these peers.
-fn peers_are(messages: &Receiver<LoopMessage>, want: &[StoreBoot]) {
-    tokio::task::block_in_place(|| {
-        loop {
-            let message =
-                messages.recv_timeout(Duration::from_secs(20)).expect("a message in time");
-            if let LoopMessage::Event(Event::PeersRegistered(peers)) = message
-                && peers.iter().map(|(peer, _)| peer).eq(want)
-            {
-                return;
-            }
+fn peers_are(messages: &mut UnboundedReceiver<LoopMessage>, want: &[StoreBoot]) {
+    loop {
+        let message = next_within(Duration::from_secs(20), messages).expect("a message in time");
+        if let LoopMessage::Event(Event::PeersRegistered(peers)) = message
+            && peers.iter().map(|(peer, _)| peer).eq(want)
+        {
+            return;
         }
-    });
+    }
 }
 
 /// On a whole node: a primary whose change of the in-sync set is lost on the way to etcd, or on the
@@ -211,7 +219,7 @@ async fn a_primary_settles_a_change_that_was_lost() {
 struct Bench {
     _folder: tempfile::TempDir,
     _disk: Disk,
-    messages: Receiver<LoopMessage>,
+    messages: UnboundedReceiver<LoopMessage>,
     url: String,
 }
 
@@ -234,14 +242,8 @@ impl Bench {
     }
 
     /// Returns all messages until there is silence.
-    fn until_quiet(&self) -> Vec<LoopMessage> {
-        let mut all = Vec::new();
-        tokio::task::block_in_place(|| {
-            while let Ok(message) = self.messages.recv_timeout(QUIET) {
-                all.push(message);
-            }
-        });
-        all
+    fn until_quiet(&mut self) -> Vec<LoopMessage> {
+        std::iter::from_fn(|| next_within(QUIET, &mut self.messages)).collect()
     }
 }
 
@@ -252,7 +254,7 @@ async fn frames_wait_at_the_sender_while_the_loop_is_busy() {
     const FRAMES: usize = 32;
     const FRAME_BYTES: usize = 256 << 10;
     const INTAKE_BYTES: usize = 1 << 20;
-    let bench = Bench::start(INTAKE_BYTES).await;
+    let mut bench = Bench::start(INTAKE_BYTES).await;
     let (send, messages) = tokio::sync::mpsc::unbounded_channel();
     let client = GatewayClient::connect(bench.url.clone()).await.expect("it listens");
     let stream = tokio_stream::once(wire::ToNode::opening(CLUSTER_ID))
@@ -293,7 +295,7 @@ async fn copies_may_be_announced_in_any_order() {
     const LINK: u64 = 5;
     const FIRST: u64 = 9;
     const LAST: u64 = 8;
-    let bench = Bench::start(1 << 20).await;
+    let mut bench = Bench::start(1 << 20).await;
     let (send, messages) = tokio::sync::mpsc::unbounded_channel();
     let opening = tokio_stream::once(wire::ToFollower::opening(CLUSTER_ID, LINK));
     let mut peer = PeerClient::connect(bench.url.clone()).await.expect("it listens");
@@ -336,7 +338,7 @@ async fn copies_may_be_announced_in_any_order() {
 /// The reason is sent to the other end, which may be of a newer build.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_makes_no_sense_ends_with_the_reason() {
-    let bench = Bench::start(1 << 20).await;
+    let mut bench = Bench::start(1 << 20).await;
     let open = || wire::ToNode::opening(CLUSTER_ID);
     let ended = session(&bench.url, tokio_stream::iter(vec![open(), open()]));
     bench.until_quiet();
@@ -373,7 +375,7 @@ async fn a_node_that_is_about_to_end_takes_no_stream() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_that_is_not_whole_or_not_meant_is_refused() {
     const LINK: u64 = 5;
-    let bench = Bench::start(1 << 20).await;
+    let mut bench = Bench::start(1 << 20).await;
     let (send, messages) = tokio::sync::mpsc::unbounded_channel();
     let opening = tokio_stream::once(wire::ToFollower::opening(CLUSTER_ID, LINK));
     let mut peer = PeerClient::connect(bench.url.clone()).await.expect("it listens");

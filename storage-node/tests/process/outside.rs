@@ -112,12 +112,14 @@ async fn the_largest_message_is_taken_and_one_byte_more_is_refused() {
     let mut replies = large.session(sent).await.expect("the node takes the stream").into_inner();
     let mut decided = 0;
     while decided < 2 {
-        let reply = replies.message().await.expect("the stream stands").expect("an answer");
-        if let NodeReply::Answer { answer, .. } = reply.try_into().expect("a valid reply") {
-            // The operations are malformed, but every byte was received, checked and written to the
-            // log.
-            assert_eq!(answer, engine::message::BatchReply::Malformed);
-            decided += 1;
+        let message = replies.message().await.expect("the stream stands").expect("an answer");
+        for reply in message.into_replies() {
+            if let NodeReply::Answer { answer, .. } = reply.expect("a valid reply") {
+                // The operations are malformed, but every byte was received, checked and written
+                // to the log.
+                assert_eq!(answer, engine::message::BatchReply::Malformed);
+                decided += 1;
+            }
         }
     }
 

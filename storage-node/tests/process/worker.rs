@@ -1,5 +1,6 @@
 //! A gateway worker, as far as a node sees it.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use engine::batch::{Batch, Codec};
@@ -30,6 +31,8 @@ pub(crate) struct Worker {
     reads: u64,
     send: mpsc::UnboundedSender<wire::ToNode>,
     replies: Streaming<wire::ToGateway>,
+    /// Replies of the last message.
+    ready: VecDeque<NodeReply>,
 }
 
 impl Worker {
@@ -41,12 +44,14 @@ impl Worker {
     pub(crate) async fn on(channel: &Channel, session: u64) -> Self {
         let (send, replies) = open(channel).await;
         let session = SessionId(Revision { incarnation: 1, revision: session });
-        Self { session, batch_seq: 0, message: 0, reads: 0, send, replies }
+        let ready = VecDeque::new();
+        Self { session, batch_seq: 0, message: 0, reads: 0, send, replies, ready }
     }
 
     /// Goes on with the same session elsewhere.
     pub(crate) async fn reconnect(&mut self, node: &Node) {
         (self.send, self.replies) = open(&node.channel().await).await;
+        self.ready.clear();
         self.message = 0;
     }
 
@@ -163,9 +168,13 @@ impl Worker {
 
     /// Returns `None` if the node has closed the stream.
     pub(crate) async fn try_reply(&mut self) -> Option<NodeReply> {
-        let reply = tokio::time::timeout(TIMEOUT, self.replies.message()).await;
-        let reply = reply.expect("an answer in time").ok().flatten();
-        reply.map(|reply| reply.try_into().expect("a valid reply"))
+        while self.ready.is_empty() {
+            let message = tokio::time::timeout(TIMEOUT, self.replies.message()).await;
+            let message = message.expect("an answer in time").ok().flatten()?;
+            let replies = message.into_replies();
+            self.ready.extend(replies.map(|reply| reply.expect("a valid reply")));
+        }
+        self.ready.pop_front()
     }
 }
 

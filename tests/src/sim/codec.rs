@@ -27,7 +27,7 @@ pub fn cross(wire: WireMessage) -> Result<WireMessage, String> {
             WireMessage::ToNode(through::<on_the_wire::ToNode, _>(message)?)
         }
         WireMessage::ToGateway(reply) => {
-            WireMessage::ToGateway(through::<on_the_wire::ToGateway, _>(reply)?)
+            WireMessage::ToGateway(through::<on_the_wire::Reply, _>(reply)?)
         }
         rows @ (WireMessage::Rows { .. } | WireMessage::RowsRefused { .. }) => rows,
     })

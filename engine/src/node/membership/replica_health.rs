@@ -177,7 +177,7 @@ pub(super) fn is_near(primary: &Primary, follower: &Follower) -> bool {
 
 /// Returns the members of M that can't acknowledge, with their health.
 fn hinder<'a>(
-    primary: &Primary,
+    primary: &'a Primary,
     healths: &'a ReplicaHealths,
 ) -> impl Iterator<Item = (StoreId, ReplicaHealth)> + use<'a> {
     let members = primary.members(None);

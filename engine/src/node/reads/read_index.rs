@@ -139,7 +139,7 @@ impl Reads {
         let mut questions: BTreeMap<StoreId, Vec<(ShardId, Epoch)>> = BTreeMap::new();
         for shard in self.read_index.shards(&claims) {
             let Some(primary) = turn.shards.primary(shard) else { continue };
-            let mut members = primary.members(None);
+            let mut members: BTreeSet<_> = primary.members(None).iter().copied().collect();
             members.remove(&turn.me.store);
             for &member in &members {
                 questions.entry(member).or_default().push((shard, primary.epoch));
