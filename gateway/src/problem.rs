@@ -13,148 +13,87 @@ use hyper::StatusCode;
 /// The beginning of every `type`. The last part is [`Kind::name`].
 pub const TYPE_PREFIX: &str = "https://dkc.invalid/problems/";
 
-/// The kind of a problem. Each has a stable URI.
-#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub enum Kind {
+/// Defines [`Kind`] by a table: what each kind means, its status, the last part of its URI, and its
+/// title.
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $kind:ident = ($status:literal, $name:literal, $title:literal),)*) => {
+        /// The kind of a problem. Each has a stable URI.
+        #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+        pub enum Kind {
+            $($(#[$doc])* $kind,)*
+        }
+
+        impl Kind {
+            /// All kinds.
+            pub const ALL: [Self; [$($status),*].len()] = [$(Self::$kind),*];
+
+            /// The status, the last part of the URI, and the title.
+            fn row(self) -> (u16, &'static str, &'static str) {
+                match self {
+                    $(Self::$kind => ($status, $name, $title),)*
+                }
+            }
+        }
+    };
+}
+
+kinds! {
     /// The request is invalid; `field` names the part that is wrong.
-    BadInput,
+    BadInput = (400, "bad-input", "Bad input"),
     /// A browser sent the request for a page of an origin that is not allowed.
-    ForbiddenOrigin,
+    ForbiddenOrigin = (403, "forbidden-origin", "Forbidden origin"),
     /// The path does not exist.
-    NotFound,
+    NotFound = (404, "not-found", "No such path"),
     /// The path does not have this method; `Allow` lists those that it has.
-    MethodNotAllowed,
+    MethodNotAllowed = (405, "method-not-allowed", "Method not allowed"),
     /// A body, a batch or a single operation exceeds the limits.
-    TooLarge,
+    TooLarge = (413, "too-large", "Too large"),
     /// The URL exceeds the limit.
-    UrlTooLong,
+    UrlTooLong = (414, "url-too-long", "URL too long"),
     /// The media type, charset or encoding of the body is not supported.
-    UnsupportedMediaType,
+    UnsupportedMediaType = (415, "unsupported-media-type", "Unsupported media type"),
     /// `Expect` has an expectation other than `100-continue`.
-    ExpectationFailed,
+    ExpectationFailed = (417, "expectation-failed", "Expectation failed"),
     /// The idempotency key was used for another request.
-    TokenReused,
+    TokenReused = (422, "token-reused", "Idempotency key reused"),
     /// The request was issued longer ago than idempotency keys are kept.
-    TokenTooOld,
+    TokenTooOld = (410, "token-too-old", "Idempotency key too old"),
     /// The counter's shard keeps as many idempotency records as it may.
-    Quota,
+    Quota = (429, "quota", "Too many idempotency keys"),
     /// A queue or a memory limit of the gateway or of a node is exhausted.
-    Overloaded,
+    Overloaded = (429, "overloaded", "Overloaded"),
     /// The shard has too few in-sync replicas that answer to commit a write.
-    Frozen,
+    Frozen = (503, "frozen", "Shard frozen"),
     /// The primary of the shard could not be reached.
-    NoPrimary,
+    NoPrimary = (503, "no-primary", "No primary"),
     /// This gateway has no session yet, because it has not registered with etcd.
-    NoSession,
+    NoSession = (503, "no-session", "No session"),
     /// The disk of a node is nearly full.
-    NoSpace,
+    NoSpace = (503, "no-space", "No space"),
     /// This gateway is stopping.
-    Stopping,
+    Stopping = (503, "stopping", "Gateway stopping"),
     /// The deadline of the request passed.
-    Deadline,
+    Deadline = (504, "deadline", "Deadline passed"),
     /// The gateway's session ended before the outcome of the request was known.
-    SessionLost,
+    SessionLost = (504, "session-lost", "Session lost"),
     /// A bug in dkc.
-    Internal,
+    Internal = (500, "internal", "Internal error"),
 }
 
 impl Kind {
-    /// All kinds.
-    pub const ALL: [Self; 20] = [
-        Self::BadInput,
-        Self::ForbiddenOrigin,
-        Self::NotFound,
-        Self::MethodNotAllowed,
-        Self::TooLarge,
-        Self::UrlTooLong,
-        Self::UnsupportedMediaType,
-        Self::ExpectationFailed,
-        Self::TokenReused,
-        Self::TokenTooOld,
-        Self::Quota,
-        Self::Overloaded,
-        Self::Frozen,
-        Self::NoPrimary,
-        Self::NoSession,
-        Self::NoSpace,
-        Self::Stopping,
-        Self::Deadline,
-        Self::SessionLost,
-        Self::Internal,
-    ];
+    /// The HTTP status, except for refused reads (see [`Problem::status`]).
+    pub fn status(self) -> StatusCode {
+        StatusCode::from_u16(self.row().0).expect("the table has valid statuses")
+    }
 
     /// The last part of the URI.
     pub fn name(self) -> &'static str {
-        match self {
-            Self::BadInput => "bad-input",
-            Self::ForbiddenOrigin => "forbidden-origin",
-            Self::NotFound => "not-found",
-            Self::MethodNotAllowed => "method-not-allowed",
-            Self::TooLarge => "too-large",
-            Self::UrlTooLong => "url-too-long",
-            Self::UnsupportedMediaType => "unsupported-media-type",
-            Self::ExpectationFailed => "expectation-failed",
-            Self::TokenReused => "token-reused",
-            Self::TokenTooOld => "token-too-old",
-            Self::Quota => "quota",
-            Self::Overloaded => "overloaded",
-            Self::Frozen => "frozen",
-            Self::NoPrimary => "no-primary",
-            Self::NoSession => "no-session",
-            Self::NoSpace => "no-space",
-            Self::Stopping => "stopping",
-            Self::Deadline => "deadline",
-            Self::SessionLost => "session-lost",
-            Self::Internal => "internal",
-        }
+        self.row().1
     }
 
     /// The title: a short summary that is the same for all problems of the kind.
     pub fn title(self) -> &'static str {
-        match self {
-            Self::BadInput => "Bad input",
-            Self::ForbiddenOrigin => "Forbidden origin",
-            Self::NotFound => "No such path",
-            Self::MethodNotAllowed => "Method not allowed",
-            Self::TooLarge => "Too large",
-            Self::UrlTooLong => "URL too long",
-            Self::UnsupportedMediaType => "Unsupported media type",
-            Self::ExpectationFailed => "Expectation failed",
-            Self::TokenReused => "Idempotency key reused",
-            Self::TokenTooOld => "Idempotency key too old",
-            Self::Quota => "Too many idempotency keys",
-            Self::Overloaded => "Overloaded",
-            Self::Frozen => "Shard frozen",
-            Self::NoPrimary => "No primary",
-            Self::NoSession => "No session",
-            Self::NoSpace => "No space",
-            Self::Stopping => "Gateway stopping",
-            Self::Deadline => "Deadline passed",
-            Self::SessionLost => "Session lost",
-            Self::Internal => "Internal error",
-        }
-    }
-
-    /// The HTTP status, except for refused reads (see [`Problem::status`]).
-    pub fn status(self) -> StatusCode {
-        match self {
-            Self::BadInput => StatusCode::BAD_REQUEST,
-            Self::ForbiddenOrigin => StatusCode::FORBIDDEN,
-            Self::NotFound => StatusCode::NOT_FOUND,
-            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
-            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::UrlTooLong => StatusCode::URI_TOO_LONG,
-            Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Self::ExpectationFailed => StatusCode::EXPECTATION_FAILED,
-            Self::TokenReused => StatusCode::UNPROCESSABLE_ENTITY,
-            Self::TokenTooOld => StatusCode::GONE,
-            Self::Quota | Self::Overloaded => StatusCode::TOO_MANY_REQUESTS,
-            Self::Frozen | Self::NoPrimary | Self::NoSession | Self::NoSpace | Self::Stopping => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
-            Self::Deadline | Self::SessionLost => StatusCode::GATEWAY_TIMEOUT,
-            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
-        }
+        self.row().2
     }
 }
 
