@@ -4,9 +4,23 @@
 //! Without the feature `planted-bugs`, [`Planted::is_in`] is `false` at compile time, so production
 //! code contains none of them.
 
-/// One rule that is broken.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Planted {
+/// Defines [`Planted`], with the list of its variants.
+macro_rules! bugs {
+    ($($(#[$doc:meta])* $bug:ident,)*) => {
+        /// One rule that is broken.
+        #[derive(Clone, Copy, Debug, Eq, PartialEq)]
+        pub enum Planted {
+            $($(#[$doc])* $bug,)*
+        }
+
+        impl Planted {
+            /// Every planted bug.
+            pub const ALL: [Self; [$(stringify!($bug)),*].len()] = [$(Self::$bug),*];
+        }
+    };
+}
+
+bugs! {
     /// A promise is kept in memory only.
     SkipPromiseFsync,
     /// A follower acknowledges entries that it has not fsynced.
@@ -187,112 +201,8 @@ pub enum Planted {
 }
 
 impl Planted {
-    /// Every planted bug.
-    pub const ALL: [Self; 85] = [
-        Self::SkipPromiseFsync,
-        Self::AckBeforeBackupFsync,
-        Self::CountUnsettledRemoval,
-        Self::SkipBarrier,
-        Self::TruncateToCommitHint,
-        Self::CollectWithoutL,
-        Self::NotAppliedAfterSend,
-        Self::CheckReadBeforeCapture,
-        Self::TableThenDatabase,
-        Self::LearnerAtCommitHint,
-        Self::AgeFromAnswer,
-        Self::RecordNotInFrozen,
-        Self::ExpireTooEarly,
-        Self::BucketIgnoresIssueTime,
-        Self::IssueTimeClamped,
-        Self::LeapAgesRecords,
-        Self::OwnClockTrusted,
-        Self::ShareIgnored,
-        Self::IssueTimeNotJudged,
-        Self::FingerprintIgnored,
-        Self::HomeNotAsked,
-        Self::PartAppliedAgain,
-        Self::ForgetUnsettledAddition,
-        Self::FailureSettles,
-        Self::CommitAtMajority,
-        Self::CommitBelowBarrier,
-        Self::CountOwnUnsynced,
-        Self::LeadAfterRestart,
-        Self::KeepAfterDemotion,
-        Self::ObeyOldEpoch,
-        Self::MatchByNumber,
-        Self::JoinBelowBase,
-        Self::TruncateToMessageEnd,
-        Self::DropForgetsPromise,
-        Self::KeepAcksOfOldCopy,
-        Self::ReadUnproven,
-        Self::ReadBelowBarrier,
-        Self::ReadIndexMajority,
-        Self::EtcdCheckUnread,
-        Self::ProbeUnproven,
-        Self::UseStaleLoad,
-        Self::FlushWithoutSessions,
-        Self::InstallOverTables,
-        Self::CollectBackwards,
-        Self::ReviveExpired,
-        Self::RefuseOrdered,
-        Self::ClosedIsRefused,
-        Self::OneRefusalDecides,
-        Self::ExpiredIsDefinite,
-        Self::UnfitPasses,
-        Self::FullIsForgotten,
-        Self::CopyOverCopy,
-        Self::CopyWithoutRoom,
-        Self::FullLeadsOn,
-        Self::FullRefusesBarrier,
-        Self::FullReplacesNobody,
-        Self::EmptyIsNoCopy,
-        Self::FullLogTakesNoCopy,
-        Self::EmptyReadGoesOn,
-        Self::OldReadIsSent,
-        Self::TrimOnlyOnFlush,
-        Self::FollowerTrimsForItself,
-        Self::TrustMakesRoom,
-        Self::ApplyWithoutRoom,
-        Self::AckWithoutRoom,
-        Self::WrongCopyLeadsInTime,
-        Self::FrozenIsSilence,
-        Self::NeedyIsWaitedFor,
-        Self::GroupUnlimited,
-        Self::WindowIgnored,
-        Self::MessageUnlimited,
-        Self::WaitingUnbounded,
-        Self::PointsUnlimited,
-        Self::BatchUnlimited,
-        Self::FrameUnlimited,
-        Self::StatusSaysOpen,
-        Self::AnyReadDeletes,
-        Self::ExpiryPilesUp,
-        Self::EmptyFolderTakesName,
-        Self::NeededStoreGivenUp,
-        Self::IntentOfAnyRecord,
-        Self::ResignedIsGood,
-        Self::LoadBeginsLate,
-        Self::MessagesInAnyOrder,
-        Self::WriteAfterSync,
-    ];
-
     /// Returns whether this bug is planted.
     pub fn is_in(self, planted: Option<Self>) -> bool {
         cfg!(feature = "planted-bugs") && planted == Some(self)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A bug that is not in the list would be hunted and replayed by no test.
-    #[test]
-    fn every_bug_is_in_the_list() {
-        let (_, variants) = include_str!("planted.rs").split_once("pub enum Planted {").unwrap();
-        let (variants, _) = variants.split_once("\n}").unwrap();
-        let lines = variants.lines().map(str::trim);
-        let named: Vec<&str> = lines.filter_map(|line| line.strip_suffix(',')).collect();
-        assert_eq!(named, Planted::ALL.map(|bug| format!("{bug:?}")));
     }
 }
