@@ -41,11 +41,8 @@ impl fmt::Display for WentBack {
 
 impl History {
     /// Must be called before a call to etcd is made. Returns the highest revision observed so far,
-    /// to be kept for [`check_answer`](Self::check_answer).
-    ///
-    /// # Errors
-    ///
-    /// [`WentBack`] once any answer was invalid: no call may be made any more.
+    /// to be kept for [`check_answer`](Self::check_answer). Fails once any answer was invalid: no
+    /// call may be made any more.
     pub fn before_call(&self) -> Result<u64, WentBack> {
         self.went_back.map_or(Ok(self.newest), Err)
     }
@@ -56,11 +53,7 @@ impl History {
     }
 
     /// Checks a linearizable answer as of `revision` to a call that was made when `asked` was the
-    /// newest revision.
-    ///
-    /// # Errors
-    ///
-    /// [`WentBack`] if `revision` is lower than `asked`, and for all later answers.
+    /// newest revision. Fails if `revision` is lower than `asked`, and for all later answers.
     pub fn check_answer(&mut self, asked: u64, revision: u64) -> Result<(), WentBack> {
         if revision < asked {
             self.went_back.get_or_insert(WentBack { was: asked, now: revision });

@@ -191,11 +191,7 @@ impl Meta {
         out
     }
 
-    /// Decodes the record.
-    ///
-    /// # Errors
-    ///
-    /// [`Malformed`] names the field that can't be read.
+    /// Decodes the record. The error names the field that can't be read.
     pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
         let mut from = begin(bytes, "meta record format")?;
         let meta = Self {
@@ -230,11 +226,7 @@ impl StoreRecord {
         out
     }
 
-    /// Decodes the record.
-    ///
-    /// # Errors
-    ///
-    /// [`Malformed`] names the field that can't be read.
+    /// Decodes the record. The error names the field that can't be read.
     pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
         let mut from = begin(bytes, "store record format")?;
         let record = Self {
@@ -267,11 +259,7 @@ impl NameRecord {
         out
     }
 
-    /// Decodes the record.
-    ///
-    /// # Errors
-    ///
-    /// [`Malformed`] names the field that can't be read.
+    /// Decodes the record. The error names the field that can't be read.
     pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
         let mut from = begin(bytes, "name record format")?;
         let record = Self { store: StoreId(from.u128_le("named store")?) };
@@ -292,11 +280,7 @@ impl NodeRecord {
         out
     }
 
-    /// Decodes the record.
-    ///
-    /// # Errors
-    ///
-    /// [`Malformed`] names the field that can't be read.
+    /// Decodes the record. The error names the field that can't be read.
     pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
         let mut from = begin(bytes, "node record format")?;
         let record = Self {
@@ -319,11 +303,7 @@ impl GatewayRecord {
         out
     }
 
-    /// Decodes the record.
-    ///
-    /// # Errors
-    ///
-    /// [`Malformed`] names the field that can't be read.
+    /// Decodes the record. The error names the field that can't be read.
     pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
         let mut from = begin(bytes, "gateway record format")?;
         let record = Self {
@@ -345,11 +325,7 @@ impl PromoteIntent {
         out
     }
 
-    /// Decodes the record.
-    ///
-    /// # Errors
-    ///
-    /// [`Malformed`] names the field that can't be read.
+    /// Decodes the record. The error names the field that can't be read.
     pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
         let mut from = begin(bytes, "promote intent format")?;
         let intent = Self {
@@ -381,11 +357,7 @@ impl LossRecord {
         out
     }
 
-    /// Decodes the record.
-    ///
-    /// # Errors
-    ///
-    /// [`Malformed`] names the field that can't be read.
+    /// Decodes the record. The error names the field that can't be read.
     pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
         let mut from = begin(bytes, "loss record format")?;
         let shard = u16::try_from(from.varint_u32("lost shard")?);

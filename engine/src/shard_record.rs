@@ -93,11 +93,8 @@ impl ShardRecord {
         out
     }
 
-    /// Decodes the record.
-    ///
-    /// # Errors
-    ///
-    /// [`Malformed`] names the field that can't be read, or the format of a newer build.
+    /// Decodes the record. The error names the field that can't be read, or the format of a newer
+    /// build.
     pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
         let mut from = Reader::new(bytes::Bytes::copy_from_slice(bytes));
         if from.u8("shard record format")? != FORMAT {
