@@ -5,17 +5,17 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// One metric of a page.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Family {
+pub(crate) struct Family {
     /// The type: `counter`, `gauge` or `histogram`.
-    pub kind: String,
+    pub(crate) kind: String,
     /// The values, by name and labels as they are written.
-    pub samples: BTreeMap<String, f64>,
+    pub(crate) samples: BTreeMap<String, f64>,
     /// The names of all labels that occur.
-    pub labels: BTreeSet<String>,
+    pub(crate) labels: BTreeSet<String>,
 }
 
 /// Parses a page into its metrics by name. The error names the first line that is wrong.
-pub fn parse(page: &str) -> Result<BTreeMap<String, Family>, String> {
+pub(crate) fn parse(page: &str) -> Result<BTreeMap<String, Family>, String> {
     let mut families = BTreeMap::<String, Family>::new();
     if !page.ends_with('\n') {
         return Err("the last line has no end".into());

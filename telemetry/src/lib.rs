@@ -9,7 +9,8 @@
 
 mod clock;
 mod critical_tasks;
-pub mod exposition;
+#[cfg(test)]
+mod exposition;
 pub mod files;
 mod grpc;
 mod health;

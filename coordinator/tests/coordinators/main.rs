@@ -5,6 +5,8 @@
 mod calls;
 #[path = "../../../metastore/tests/contract/etcd.rs"]
 mod etcd;
+#[path = "../../../telemetry/src/exposition.rs"]
+mod exposition;
 mod node;
 mod process;
 
@@ -220,7 +222,7 @@ async fn the_shards_of_a_killed_node_go_to_the_longest_logs() {
     let (_, metrics) = cluster.coordinator.page("/metrics").await.expect("it listens");
     assert!(metrics.contains("dkc_promotions_total 4"), "{metrics}");
     assert!(metrics.contains("dkc_node_deaths_total{cause=\"refused\"} 1"), "{metrics}");
-    let families = telemetry::exposition::parse(&metrics).expect("a page that Prometheus takes");
+    let families = exposition::parse(&metrics).expect("a page that Prometheus takes");
     assert_eq!(families["dkc_promotions_total"].kind, "counter");
     assert_eq!(families["dkc_promotion_seconds"].kind, "histogram");
     assert_eq!(families["dkc_proposals_total"].samples.len(), 3);

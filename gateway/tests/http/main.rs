@@ -7,6 +7,8 @@ mod client;
 mod cluster;
 #[path = "../../../metastore/tests/contract/etcd.rs"]
 mod etcd;
+#[path = "../../../telemetry/src/exposition.rs"]
+mod exposition;
 mod node;
 
 mod crowd;

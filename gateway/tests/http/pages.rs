@@ -7,6 +7,7 @@ use engine::records::NodeRecord;
 use serde_json::json;
 
 use crate::cluster::{Cluster, register, unregister, until};
+use crate::exposition;
 use crate::node::Node;
 
 #[test]
@@ -27,7 +28,7 @@ fn pages() {
     ] {
         assert!(metrics.contains(line), "{line} is not in {metrics}");
     }
-    let families = telemetry::exposition::parse(&metrics).expect("a page that Prometheus takes");
+    let families = exposition::parse(&metrics).expect("a page that Prometheus takes");
     for (name, labels) in [
         ("dkc_requests_total", &["code", "op"][..]),
         ("dkc_batches_total", &[]),

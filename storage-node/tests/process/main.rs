@@ -10,6 +10,8 @@ mod damage;
 mod driver;
 #[path = "../../../metastore/tests/contract/etcd.rs"]
 mod etcd;
+#[path = "../../../telemetry/src/exposition.rs"]
+mod exposition;
 mod harness;
 mod identity;
 mod outside;

@@ -7,6 +7,7 @@ use proto::wire::gateway_client::GatewayClient;
 use proto::wire::{self, to_node};
 use rustix::process::Signal;
 
+use crate::exposition;
 use crate::harness::{CLUSTER_ID, Cluster, metastore_of};
 use crate::worker::Worker;
 
@@ -161,7 +162,7 @@ async fn metrics_have_the_names_of_the_contract() {
     // The metrics are updated at intervals.
     let families = loop {
         let (_, page) = leader.page("/metrics").await.expect("metrics");
-        let families = telemetry::exposition::parse(&page).expect("a page that Prometheus takes");
+        let families = exposition::parse(&page).expect("a page that Prometheus takes");
         if families.contains_key("dkc_lag_entries") {
             break families;
         }
