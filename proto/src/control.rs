@@ -7,29 +7,32 @@ use engine::message::{
 };
 
 use crate::Invalid;
-use crate::common::{all, boot_of, each, shard_of, store_of};
+use crate::common::{all, boot_of, each, shard_of, shards_of, store_of};
 use crate::wire::{self, node_query, node_query_reply};
 
 impl wire::NodeQuery {
     /// The request for a query, from a process of `cluster`.
     pub fn new(cluster: u128, query: NodeQuery) -> Self {
+        use node_query::Kind;
         let kind = match query {
-            NodeQuery::Probe { to } => node_query::Kind::Probe(to.into()),
-            NodeQuery::Gather { shards } => node_query::Kind::Gather(wire::Gather {
-                shards: shards.into_iter().map(|shard| u32::from(shard.0)).collect(),
-            }),
-            NodeQuery::StepDown { shard, epoch } => node_query::Kind::StepDown(wire::StepDown {
-                shard: u32::from(shard.0),
-                epoch: epoch.0,
-            }),
-            NodeQuery::Status => node_query::Kind::Status(wire::Empty {}),
-            NodeQuery::Scrub { shards, bytes_per_s } => node_query::Kind::Scrub(wire::Scrub {
-                shards: shards.into_iter().map(|shard| u32::from(shard.0)).collect(),
-                bytes_per_s,
-            }),
+            NodeQuery::Probe { to } => Kind::Probe(to.into()),
+            NodeQuery::Gather { shards } => {
+                Kind::Gather(wire::Gather { shards: numbers_of(shards) })
+            }
+            NodeQuery::StepDown { shard, epoch } => {
+                Kind::StepDown(wire::StepDown { shard: u32::from(shard.0), epoch: epoch.0 })
+            }
+            NodeQuery::Status => Kind::Status(wire::Empty {}),
+            NodeQuery::Scrub { shards, bytes_per_s } => {
+                Kind::Scrub(wire::Scrub { shards: numbers_of(shards), bytes_per_s })
+            }
         };
         Self { open: Some(wire::Open::new(cluster, 0)), kind: Some(kind) }
     }
+}
+
+fn numbers_of(shards: Vec<ShardId>) -> Vec<u32> {
+    shards.into_iter().map(|shard| u32::from(shard.0)).collect()
 }
 
 /// Converts a request. Its `open` is not checked here: the server accepts it first.
@@ -45,10 +48,6 @@ pub fn query_of(from: wire::NodeQuery) -> Result<NodeQuery, Invalid> {
             NodeQuery::Scrub { shards: shards_of(scrub.shards)?, bytes_per_s: scrub.bytes_per_s }
         }
     })
-}
-
-fn shards_of(shards: Vec<u32>) -> Result<Vec<ShardId>, Invalid> {
-    shards.into_iter().map(shard_of).collect()
 }
 
 impl From<NodeQueryReply> for wire::NodeQueryReply {
@@ -220,7 +219,7 @@ impl From<ScrubStatus> for wire::ScrubStatus {
             running: from.running,
             ended_ms: from.ended.0,
             shards: from.shards,
-            damaged: from.damaged.into_iter().map(|shard| u32::from(shard.0)).collect(),
+            damaged: numbers_of(from.damaged),
         }
     }
 }
@@ -241,18 +240,16 @@ impl TryFrom<wire::ScrubStatus> for ScrubStatus {
 impl wire::NodeReport {
     /// The request for a report. `from` is `None` for reports of a gateway.
     pub fn new(cluster: u128, from: Option<StoreBoot>, report: HealthReport) -> Self {
-        let frozen = report.frozen.into_iter();
+        let frozen = |(shard, hindered_by): (ShardId, _)| wire::FrozenShard {
+            shard: u32::from(shard.0),
+            hindered_by: each(hindered_by),
+        };
         Self {
             open: Some(wire::Open::new(cluster, 0)),
             from: from.map(wire::StoreBoot::from),
             silent: each(report.silent),
-            frozen: frozen
-                .map(|(shard, hindered_by)| wire::FrozenShard {
-                    shard: u32::from(shard.0),
-                    hindered_by: each(hindered_by),
-                })
-                .collect(),
-            resigned: report.resigned.into_iter().map(|shard| u32::from(shard.0)).collect(),
+            frozen: report.frozen.into_iter().map(frozen).collect(),
+            resigned: numbers_of(report.resigned),
             leaving: report.leaving,
             full: report.full,
         }
