@@ -11,7 +11,7 @@ use anyhow::bail;
 use engine::ids::StoreId;
 use engine::records::{Meta, NodeRecord, StoreRecord, StoreStatus};
 use engine::shard_record::ShardRecord;
-use metastore::{DrainIntent, Metastore, Revisioned, TxnOutcome};
+use metastore::{CasOutcome, DrainIntent, Metastore, Revisioned};
 use process::ClusterOptions;
 use serde::Serialize;
 
@@ -125,8 +125,8 @@ impl DrainTarget {
     /// Writes the intent. An intent that exists already stays as it is.
     async fn drain(&self) -> anyhow::Result<()> {
         match self.metastore.create(&self.store, &DrainIntent).await? {
-            TxnOutcome::Done { .. } | TxnOutcome::Failed => Ok(()),
-            TxnOutcome::Unknown => bail!(
+            CasOutcome::Done { .. } | CasOutcome::Failed => Ok(()),
+            CasOutcome::Unknown => bail!(
                 "the answer of etcd was lost and the outcome is unknown: run the command again"
             ),
         }
@@ -138,8 +138,8 @@ impl DrainTarget {
         };
         let gone = self.metastore.delete::<DrainIntent>(&self.store, intent.modified).await?;
         match gone {
-            TxnOutcome::Done { .. } => Ok(()),
-            TxnOutcome::Failed | TxnOutcome::Unknown => {
+            CasOutcome::Done { .. } => Ok(()),
+            CasOutcome::Failed | CasOutcome::Unknown => {
                 bail!(
                     "the intent was changed concurrently, or the outcome is unknown: run the \
                      command again"

@@ -16,7 +16,7 @@ use engine::ids::{Epoch, Seq, ShardId, StoreId, TimeMs, Version};
 use engine::message::{NodeQuery, NodeQueryReply, ReplicaStatus, RoleStatus};
 use engine::records::{LossRecord, Meta, NodeRecord, Operator, PromoteIntent, StoreRecord};
 use engine::shard_record::ShardRecord;
-use metastore::{CoordinatorRecord, Metastore, Revisioned, TxnOutcome};
+use metastore::{CasOutcome, CoordinatorRecord, Metastore, Revisioned};
 use process::ClusterOptions;
 use serde::Serialize;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -386,9 +386,9 @@ impl PromoteRequest {
         let shard = self.config.shard();
         // From here on the intent is withdrawn however the wait ends.
         let ended = match self.metastore.replace(&shard, &self.intent, slot).await {
-            Ok(TxnOutcome::Done { .. }) => self.wait_until_carried_out(until, &mut signals).await,
-            Ok(TxnOutcome::Failed) => Err("another request was made concurrently".to_owned()),
-            Ok(TxnOutcome::Unknown) => Err("the answer of etcd to the request was lost".to_owned()),
+            Ok(CasOutcome::Done { .. }) => self.wait_until_carried_out(until, &mut signals).await,
+            Ok(CasOutcome::Failed) => Err("another request was made concurrently".to_owned()),
+            Ok(CasOutcome::Unknown) => Err("the answer of etcd to the request was lost".to_owned()),
             Err(error) => Err(error.to_string()),
         };
         let withdrawn = self.withdraw(slot).await;
@@ -422,8 +422,8 @@ impl PromoteRequest {
         }
         let void_intent = PromoteIntent { version: NO_RECORD_VERSION, ..self.intent.clone() };
         Ok(match self.metastore.create(&shard, &void_intent).await? {
-            TxnOutcome::Done { revision } => Some(revision),
-            TxnOutcome::Failed | TxnOutcome::Unknown => None,
+            CasOutcome::Done { mod_revision: revision } => Some(revision),
+            CasOutcome::Failed | CasOutcome::Unknown => None,
         })
     }
 
@@ -455,7 +455,7 @@ impl PromoteRequest {
                     return Err(why.to_owned());
                 }
                 // etcd may answer again before the time limit.
-                Ok(ShardChange::Same) | Err(metastore::Error::NoAnswer { .. }) => {}
+                Ok(ShardChange::Same) | Err(metastore::Error::NoAnswer(..)) => {}
                 Err(error) => return Err(error.to_string()),
             }
             tokio::time::sleep(POLL_INTERVAL).await;
@@ -497,7 +497,7 @@ impl PromoteRequest {
             return Ok(true);
         }
         let deleted = self.metastore.delete::<PromoteIntent>(&shard, kept.modified).await?;
-        Ok(matches!(deleted, TxnOutcome::Done { .. }))
+        Ok(matches!(deleted, CasOutcome::Done { .. }))
     }
 }
 

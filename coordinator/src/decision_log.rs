@@ -86,7 +86,7 @@ fn log_decision(decision: &Decision, directory: &NodeDirectory, gauges: &Gauges)
             gauges.died(*why);
             warn!(node = process(directory, *who), why = cause_text(*why), "node is dead");
         }
-        Decision::Returned { process: who } => {
+        Decision::Returned(who) => {
             info!(node = process(directory, *who), "node is alive again");
         }
         Decision::Leaderless { shard, why } => {
@@ -113,11 +113,11 @@ fn log_decision(decision: &Decision, directory: &NodeDirectory, gauges: &Gauges)
             let node = name(store);
             warn!(node, %store, %to, "store lost: another store has its name, and gets its shards");
         }
-        Decision::Draining { store } => {
+        Decision::Draining(store) => {
             info!(node = name(store), "draining node: its shards and copies move to other nodes");
         }
-        Decision::Undrained { store } => info!(node = name(store), "drain of node canceled"),
-        Decision::Cleared { store } => {
+        Decision::Undrained(store) => info!(node = name(store), "drain of node canceled"),
+        Decision::Cleared(store) => {
             info!(node = name(store), "store no longer suspect: all its copies are new")
         }
         Decision::Guarded { away, of } => {

@@ -126,7 +126,7 @@ impl Driver {
 
     fn on_leadership_change(&mut self, change: LeadershipChange) -> Result<(), DriverExit> {
         match change {
-            LeadershipChange::Leading { term, .. } => {
+            LeadershipChange::Leading { term } => {
                 info!(term, "elected");
                 self.state.elected = true;
                 self.gauges.elections.inc();
@@ -196,7 +196,7 @@ impl Driver {
             Effect::Gather { gather, to, shards } => self.nodes.gather(target(to), gather, shards),
             Effect::StepDown { to, shard, epoch } => self.nodes.step_down(target(to), shard, epoch),
             Effect::Decision(decision) => decisions.push(decision),
-            Effect::Exit { difference } => {
+            Effect::Exit(difference) => {
                 return Err(DriverExit::Exit(ProcessExit::Usage(difference)));
             }
         }

@@ -12,8 +12,8 @@ use engine::node::CasOutcome;
 use engine::records::{Meta, NameRecord, NodeRecord, PromoteIntent, StoreRecord};
 use engine::shard_record::ShardRecord;
 use metastore::{
-    CoordinatorRecord, DrainIntent, Error, EtcdRecord, Followed, Listed, Metastore, Txn,
-    TxnOutcome, Watch, WatchEvent, WatchSettings,
+    CoordinatorRecord, DrainIntent, Error, EtcdRecord, Followed, Listed, Metastore, Txn, Watch,
+    WatchChange, WatchEvent, WatchSettings,
 };
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
@@ -98,16 +98,11 @@ impl EtcdHandle {
                 }
             }
         };
-        let outcome = match txn.commit().await {
-            Ok(TxnOutcome::Done { revision }) => CasOutcome::Done { mod_revision: revision },
-            Ok(TxnOutcome::Failed) => CasOutcome::Failed,
-            Ok(TxnOutcome::Unknown) => CasOutcome::Unknown,
-            // A transaction that was refused had no effect.
-            Err(error) => {
-                error!(%error, "etcd refused a transaction");
-                CasOutcome::Failed
-            }
-        };
+        // A transaction that was refused had no effect.
+        let outcome = txn.commit().await.unwrap_or_else(|error| {
+            error!(%error, "etcd refused a transaction");
+            CasOutcome::Failed
+        });
         self.send(Event::Proposed { proposal, outcome }).await;
         outcome
     }
@@ -173,7 +168,7 @@ impl EtcdHandle {
             Err(error) => return Some(error),
         }
         match self.metastore.is_full().await {
-            Ok(true) => Some(Error::Full { what: "change" }),
+            Ok(true) => Some(Error::Full("change")),
             Ok(false) => None,
             Err(error) => Some(error),
         }
@@ -211,17 +206,17 @@ fn listing((meta, stores, names, nodes, shards, drains, promotes): RecordLists) 
     Listing {
         revision: revisions.into_iter().min().unwrap_or(0),
         meta: meta.all.into_iter().next().map(at_revision),
-        stores: stores.all.into_iter().map(|one| (one.id, at_revision(one))).collect(),
-        names: names.all.into_iter().map(|one| (one.id.clone(), at_revision(one))).collect(),
-        nodes: nodes.all.into_iter().map(|one| (one.id, at_revision(one))).collect(),
+        stores: by_id(stores),
+        names: by_id(names),
+        nodes: by_id(nodes),
         shards: shards.all.into_iter().map(at_revision).collect(),
-        drains: drains
-            .all
-            .into_iter()
-            .map(|one| (one.id, without_value(at_revision(one))))
-            .collect(),
-        promotes: promotes.all.into_iter().map(|one| (one.id, at_revision(one))).collect(),
+        drains: by_id(drains).into_iter().map(|(id, one)| (id, without_value(one))).collect(),
+        promotes: by_id(promotes),
     }
+}
+
+fn by_id<R: EtcdRecord>(listed: Listed<R>) -> Vec<(R::Id, coordinator::AtRevision<R>)> {
+    listed.all.into_iter().map(|one| (one.id.clone(), at_revision(one))).collect()
 }
 
 /// Waits for the next event of one watch, and converts it for the state machine.
@@ -233,11 +228,13 @@ async fn next<R: EtcdRecord>(
         // A record may have been deleted meanwhile, which no list shows: the state machine has all
         // records read again.
         Some(WatchEvent::All(_)) => return DriverMessage::Event(Event::WatchBroke),
-        Some(WatchEvent::Changed(one)) => {
+        Some(WatchEvent::Change(WatchChange::Changed(one))) => {
             (one.modified, change(one.id.clone(), Some(at_revision(one))))
         }
-        Some(WatchEvent::Deleted { id, revision }) => (revision, change(id, None)),
-        Some(WatchEvent::WentBack { .. }) | None => return DriverMessage::WentBack,
+        Some(WatchEvent::Change(WatchChange::Deleted { id, revision })) => {
+            (revision, change(id, None))
+        }
+        Some(WatchEvent::WentBack(_)) | None => return DriverMessage::WentBack,
     };
     DriverMessage::Event(Event::Changed { revision, change })
 }

@@ -45,7 +45,7 @@ impl Reports for ReportService {
         let report = HealthReport::try_from(report)?;
         let event = match from {
             Some(from) => Event::Reported { from, report },
-            None => Event::GatewayReported { suspects: report.silent },
+            None => Event::GatewayReported(report.silent),
         };
         if self.messages.try_send(DriverMessage::Event(event)).is_err() {
             debug!("driver busy, report dropped");
@@ -86,7 +86,7 @@ mod tests {
         let taken = report(Some(CLUSTER), CLUSTER, true).await;
         assert!(matches!(taken, Ok(Event::Reported { .. })), "{taken:?}");
         let taken = report(Some(CLUSTER), CLUSTER, false).await;
-        assert!(matches!(taken, Ok(Event::GatewayReported { .. })), "{taken:?}");
+        assert!(matches!(taken, Ok(Event::GatewayReported(_))), "{taken:?}");
         for from_node in [true, false] {
             let other = report(Some(CLUSTER), CLUSTER + 1, from_node).await;
             let status = other.expect_err("another cluster's");

@@ -19,7 +19,7 @@ use etcd_client::{
 use tracing::{error, warn};
 
 use crate::backoff::CallBackoff;
-use crate::{Error, EtcdRecord, TxnOutcome, tls};
+use crate::{CasOutcome, Error, EtcdRecord, tls};
 
 /// The size limit of one reply. The records of all 65,536 shards that a cluster can have, with full
 /// member lists, need about 30 MiB; tonic's own limit of 4 MiB would make a cluster of 15,000
@@ -74,7 +74,7 @@ pub struct Listed<R: EtcdRecord> {
 ///
 /// All calls go to one member until that member does not reply; then they go to the next member.
 /// (The client library would spread calls over all members: with one of three down every third call
-/// would fail, and a transaction that fails so is [`Unknown`](crate::TxnOutcome::Unknown), which
+/// would fail, and a transaction that fails so is [`Unknown`](crate::CasOutcome::Unknown), which
 /// takes another write to resolve.)
 #[derive(Clone)]
 pub struct Metastore {
@@ -129,12 +129,12 @@ impl Metastore {
         let version = match self.version().await {
             Ok(version) => version,
             Err(error) if error.is_transient() && tls::is_required(endpoint).await => {
-                return Err(Error::RequiresTls { endpoint: endpoint.to_owned() });
+                return Err(Error::RequiresTls(endpoint.to_owned()));
             }
             Err(error) => return Err(error),
         };
         if judge_version(&version) == VersionSupport::TooOld {
-            return Err(Error::TooOld { found: version });
+            return Err(Error::TooOld(version));
         }
         // A read is needed to find out whether etcd requires authentication.
         self.range("get", self.key::<Meta>(&()), None).await?;
@@ -143,8 +143,7 @@ impl Metastore {
 
     /// Creates the clients without a call to etcd.
     pub(crate) async fn open(settings: &Settings) -> Result<Self, Error> {
-        cluster_name(&settings.cluster)
-            .map_err(|why| Error::Refused { what: "the cluster's name", why })?;
+        cluster_name(&settings.cluster).map_err(|why| Error::Refused("the cluster's name", why))?;
         let options = ConnectOptions::new()
             .with_connect_timeout(Duration::from_secs(1))
             // Detects a member that vanished without closing the connection. etcd treats pings
@@ -161,7 +160,7 @@ impl Metastore {
         }
         if members.is_empty() {
             let why = "none is named".into();
-            return Err(Error::Refused { what: "etcd's addresses", why });
+            return Err(Error::Refused("etcd's addresses", why));
         }
         // The first member is chosen at random, so that not all processes use the same one.
         let turn = Arc::new(AtomicUsize::new(fastrand::usize(..members.len())));
@@ -180,17 +179,8 @@ impl Metastore {
 
     /// Reads one record linearizably. Returns `None` if its key does not exist.
     pub async fn get<R: EtcdRecord>(&self, id: &R::Id) -> Result<Option<Revisioned<R>>, Error> {
-        Ok(self.get_at(id).await?.0)
-    }
-
-    /// Reads one record linearizably, and returns it with the etcd revision of the read.
-    pub(crate) async fn get_at<R: EtcdRecord>(
-        &self,
-        id: &R::Id,
-    ) -> Result<(Option<Revisioned<R>>, u64), Error> {
-        let (reply, revision) = self.range("get", self.key::<R>(id), None).await?;
-        let stored = reply.kvs().first().map(|kv| self.read::<R>(kv)).transpose()?;
-        Ok((stored, revision))
+        let (reply, _) = self.range("get", self.key::<R>(id), None).await?;
+        reply.kvs().first().map(|kv| self.read::<R>(kv)).transpose()
     }
 
     /// Reads all records of one kind linearizably at one revision.
@@ -298,14 +288,14 @@ impl Metastore {
     }
 
     /// Returns the outcome of a transaction, and the revision that it created.
-    pub(crate) fn outcome(&self, asked: u64, reply: &TxnResponse) -> Result<TxnOutcome, Error> {
+    pub(crate) fn outcome(&self, asked: u64, reply: &TxnResponse) -> Result<CasOutcome, Error> {
         if !reply.succeeded() {
             self.answered(asked, reply.header())?;
-            return Ok(TxnOutcome::Failed);
+            return Ok(CasOutcome::Failed);
         }
         let revision = revision(reply.header())?;
         self.checked(|history| history.check_write(asked, revision))?;
-        Ok(TxnOutcome::Done { revision })
+        Ok(CasOutcome::Done { mod_revision: revision })
     }
 
     pub(crate) fn client(&self) -> &Client {
@@ -373,7 +363,7 @@ impl Metastore {
         let turn = self.turn.load(Ordering::Relaxed);
         let answer = match tokio::time::timeout(limit, answer).await {
             Ok(answer) => answer.map_err(|error| Error::from_client(what, error)),
-            Err(_) => Err(Error::Slow { what, why: format!("no answer in {limit:?}") }),
+            Err(_) => Err(Error::Slow(what, format!("no answer in {limit:?}"))),
         };
         if answer.as_ref().is_err_and(Error::is_transient) {
             self.next_member(turn);
@@ -411,7 +401,7 @@ pub(crate) fn positive(revision: i64) -> u64 {
 fn revision(header: Option<&ResponseHeader>) -> Result<u64, Error> {
     match header.map(|header| positive(header.revision())) {
         Some(revision) if revision > 0 => Ok(revision),
-        _ => Err(Error::NoAnswer { what: "a read", why: "the answer names no revision".into() }),
+        _ => Err(Error::NoAnswer("a read", "the answer names no revision".into())),
     }
 }
 

@@ -14,8 +14,6 @@ pub enum LeadershipChange {
     Leading {
         /// The create_revision of its key.
         term: u64,
-        /// An etcd revision at or after the election.
-        revision: u64,
     },
     /// This process no longer leads, and is a candidate again.
     Standby,
@@ -46,15 +44,15 @@ impl Election {
     pub async fn next(&mut self) -> Option<LeadershipChange> {
         loop {
             match self.lease.next().await? {
-                LeaseEvent::Registered { created, revision, .. } => {
+                LeaseEvent::Registered { created, .. } => {
                     self.leads = true;
-                    return Some(LeadershipChange::Leading { term: created, revision });
+                    return Some(LeadershipChange::Leading { term: created });
                 }
                 LeaseEvent::Lost if std::mem::take(&mut self.leads) => {
                     return Some(LeadershipChange::Standby);
                 }
                 LeaseEvent::Lost | LeaseEvent::Granted { .. } | LeaseEvent::Confirmed => {}
-                LeaseEvent::Superseded { .. } | LeaseEvent::NameLost { .. } => return None,
+                LeaseEvent::Superseded(_) | LeaseEvent::NameLost(_) => return None,
             }
         }
     }

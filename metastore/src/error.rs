@@ -1,71 +1,45 @@
 //! The failures of calls to etcd, by what the caller can do about them.
 //!
-//! The lost reply of a *transaction* is no error: it is [`crate::TxnOutcome::Unknown`], since the
+//! The lost reply of a *transaction* is no error: it is [`crate::CasOutcome::Unknown`], since the
 //! caller must treat it differently from a call that certainly had no effect.
 
 use engine::codec::Malformed;
 use engine::history::WentBack;
 
-/// The failure of a call to etcd.
+/// The failure of a call to etcd. A variant with two texts has the call and the reason.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// There was no reply in time, or no connection. Reads may be retried at once; the process
     /// continues with the records that it has.
-    #[error("etcd gave no answer to {what}: {why}")]
-    NoAnswer {
-        /// The call.
-        what: &'static str,
-        /// The reason.
-        why: String,
-    },
+    #[error("etcd gave no answer to {0}: {1}")]
+    NoAnswer(&'static str, String),
     /// etcd can be reached and takes too long: a slow disk, no leader, or more calls than it can
     /// serve. The effect is the same as that of no answer.
-    #[error("etcd is slow, or has no leader: {what}: {why}")]
-    Slow {
-        /// The call.
-        what: &'static str,
-        /// The reason.
-        why: String,
-    },
-    /// The quota of etcd is used up: it refuses writes and leases until an operator makes room.
-    /// Like no answer, this leaves the outcome open, since the write that used the quota up has
-    /// taken effect all the same.
+    #[error("etcd is slow, or has no leader: {0}: {1}")]
+    Slow(&'static str, String),
+    /// The quota of etcd is used up: it refuses this call, as all writes and leases, until an
+    /// operator makes room. Like no answer, this leaves the outcome open, since the write that used
+    /// the quota up has taken effect all the same.
     #[error(
-        "etcd is full (NOSPACE) and takes no {what}: compact and defragment it, then disarm the \
+        "etcd is full (NOSPACE) and takes no {0}: compact and defragment it, then disarm the \
          alarm: \"etcd is full, slow, or not for dkc\" in docs/runbooks.md"
     )]
-    Full {
-        /// The call.
-        what: &'static str,
-    },
-    /// etcd requires TLS, which dkc does not support.
+    Full(&'static str),
+    /// The etcd member at this address requires TLS, which dkc does not support.
     #[error(
-        "etcd at {endpoint} requires TLS, which dkc can't use with etcd yet: give it an etcd \
+        "etcd at {0} requires TLS, which dkc can't use with etcd yet: give it an etcd \
          without TLS, in a network that only dkc is in"
     )]
-    RequiresTls {
-        /// The address of the member, `host:port`.
-        endpoint: String,
-    },
+    RequiresTls(String),
     /// etcd requires authentication, or denies permission. Nothing was changed.
     #[error(
-        "etcd requires authentication, which dkc does not support yet: {what}: {why}: give it an \
+        "etcd requires authentication, which dkc does not support yet: {0}: {1}: give it an \
          etcd without authentication (`etcdctl auth disable`), in a network that only dkc is in"
     )]
-    RequiresAuth {
-        /// The call.
-        what: &'static str,
-        /// The reason that etcd gives.
-        why: String,
-    },
+    RequiresAuth(&'static str, String),
     /// etcd refused the call: a setting or a program is wrong. Nothing was changed.
-    #[error("etcd refused {what}: {why}")]
-    Refused {
-        /// The call.
-        what: &'static str,
-        /// The reason that etcd gives.
-        why: String,
-    },
+    #[error("etcd refused {0}: {1}")]
+    Refused(&'static str, String),
     /// The lease is gone, and with it every key that was bound to it.
     #[error("the lease is gone")]
     LeaseGone,
@@ -85,29 +59,23 @@ pub enum Error {
     /// it is another etcd. A transaction may have taken effect there, which is of no use.
     #[error("etcd is not followed any more: {0}")]
     WentBack(WentBack),
-    /// This version of etcd lacks features that dkc relies on.
-    #[error("etcd {found} is too old: 3.5 or newer is needed")]
-    TooOld {
-        /// The version that etcd reports.
-        found: String,
-    },
+    /// This version, which etcd reports, lacks features that dkc relies on.
+    #[error("etcd {0} is too old: 3.5 or newer is needed")]
+    TooOld(String),
 }
 
 impl Error {
     /// Returns whether a retry may help.
     pub fn is_transient(&self) -> bool {
-        matches!(
-            self,
-            Self::NoAnswer { .. } | Self::Slow { .. } | Self::Full { .. } | Self::WentBack(_)
-        )
+        matches!(self, Self::NoAnswer(..) | Self::Slow(..) | Self::Full(_) | Self::WentBack(_))
     }
 
     /// Returns the reason as one word, for `/readyz`.
     pub fn reason(&self) -> &'static str {
         match self {
-            Self::Full { .. } => "etcd-full",
-            Self::RequiresTls { .. } => "etcd-tls",
-            Self::RequiresAuth { .. } => "etcd-auth",
+            Self::Full(_) => "etcd-full",
+            Self::RequiresTls(_) => "etcd-tls",
+            Self::RequiresAuth(..) => "etcd-auth",
             _ => "etcd",
         }
     }
@@ -116,10 +84,7 @@ impl Error {
     pub fn is_misfit(&self) -> bool {
         matches!(
             self,
-            Self::Refused { .. }
-                | Self::TooOld { .. }
-                | Self::RequiresTls { .. }
-                | Self::RequiresAuth { .. }
+            Self::Refused(..) | Self::TooOld(_) | Self::RequiresTls(_) | Self::RequiresAuth(..)
         )
     }
 
@@ -127,12 +92,12 @@ impl Error {
     pub(crate) fn from_client(what: &'static str, error: etcd_client::Error) -> Self {
         use etcd_client::Error as Client;
         match error {
-            Client::InvalidArgs(why) => Self::Refused { what, why },
-            Client::InvalidUri(why) => Self::Refused { what, why: why.to_string() },
+            Client::InvalidArgs(why) => Self::Refused(what, why),
+            Client::InvalidUri(why) => Self::Refused(what, why.to_string()),
             Client::GRpcStatus(status) => {
                 Self::of_status(what, status.code() as i32, status.message())
             }
-            other => Self::NoAnswer { what, why: other.to_string() },
+            other => Self::NoAnswer(what, other.to_string()),
         }
     }
 
@@ -140,24 +105,24 @@ impl Error {
     fn of_status(what: &'static str, code: i32, words: &str) -> Self {
         let why = || words.to_owned();
         match code {
-            RESOURCE_EXHAUSTED if words.contains("space exceeded") => Self::Full { what },
+            RESOURCE_EXHAUSTED if words.contains("space exceeded") => Self::Full(what),
             RESOURCE_EXHAUSTED | UNAVAILABLE if words.starts_with("etcdserver: ") => {
-                Self::Slow { what, why: why() }
+                Self::Slow(what, why())
             }
             PERMISSION_DENIED | UNAUTHENTICATED if words.starts_with("etcdserver: ") => {
-                Self::RequiresAuth { what, why: why() }
+                Self::RequiresAuth(what, why())
             }
             INVALID_ARGUMENT if words.contains("user name is empty") => {
-                Self::RequiresAuth { what, why: why() }
+                Self::RequiresAuth(what, why())
             }
             NOT_FOUND if words.contains("lease not found") => Self::LeaseGone,
             // The last two, without etcd's prefix, come from a proxy before etcd, which may only
             // not be ready yet.
             INVALID_ARGUMENT | NOT_FOUND | PERMISSION_DENIED | UNAUTHENTICATED => {
-                Self::Refused { what, why: why() }
+                Self::Refused(what, why())
             }
             // Any other error may have occurred on the way there or on the way back.
-            _ => Self::NoAnswer { what, why: format!("{words} (code {code})") },
+            _ => Self::NoAnswer(what, format!("{words} (code {code})")),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::client::Revisioned;
-use crate::{EtcdRecord, Metastore, Watch, WatchEvent, WatchSettings};
+use crate::{EtcdRecord, Metastore, Watch, WatchChange, WatchEvent, WatchSettings};
 
 /// All records of one kind. Like the watch that it follows, the copy may be arbitrarily late.
 pub struct Followed<R: EtcdRecord> {
@@ -31,15 +31,15 @@ impl<R: EtcdRecord> Followed<R> {
                 self.all = listed.all.into_iter().map(|kept| (kept.id.clone(), kept)).collect();
                 self.changed.extend(self.all.keys().cloned());
             }
-            Some(WatchEvent::Changed(kept)) => {
+            Some(WatchEvent::Change(WatchChange::Changed(kept))) => {
                 self.changed.insert(kept.id.clone());
                 self.all.insert(kept.id.clone(), kept);
             }
-            Some(WatchEvent::Deleted { id, .. }) => {
+            Some(WatchEvent::Change(WatchChange::Deleted { id, .. })) => {
                 self.all.remove(&id);
                 self.changed.insert(id);
             }
-            Some(WatchEvent::WentBack { .. }) | None => return false,
+            Some(WatchEvent::WentBack(_)) | None => return false,
         }
         true
     }

@@ -30,7 +30,7 @@ use crate::backoff::RetryBackoff;
 use crate::client::positive;
 use crate::inspection::failover_bound;
 use crate::task::Task;
-use crate::{CoordinatorRecord, Error, EtcdRecord, Metastore, Revisioned, Txn, TxnOutcome};
+use crate::{CasOutcome, CoordinatorRecord, Error, EtcdRecord, Metastore, Revisioned, Txn};
 
 /// The interval at which a key that another process holds is read.
 const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(100);
@@ -68,24 +68,17 @@ pub enum LeaseEvent {
         key: usize,
         /// The create_revision, which identifies this registration (for a gateway, its session).
         created: u64,
-        /// An etcd revision at or after the registration.
-        revision: u64,
     },
     /// etcd has just renewed the lease, and the last read of the keys found all bound to it. This
     /// event is omitted while the receiver is busy.
     Confirmed,
     /// The lease or a key is gone; all are being created again.
     Lost,
-    /// A newer boot of this store has registered: this process must end. No event follows.
-    Superseded {
-        /// The newer boot.
-        boot: Boot,
-    },
-    /// The store's name belongs to another store now: this process must end. No event follows.
-    NameLost {
-        /// The store that has the name.
-        store: StoreId,
-    },
+    /// This newer boot of the store has registered: this process must end. No event follows.
+    Superseded(Boot),
+    /// The name of the store belongs to this other store now: this process must end. No event
+    /// follows.
+    NameLost(StoreId),
 }
 
 /// A key to be bound to the process's lease.
@@ -393,10 +386,10 @@ impl LeaseTask {
             }
             if keys.is_old(self.settings.verify_every) {
                 match self.hold_all(lease).await {
-                    Ok(Ok(HoldOutcome::Held)) => keys = KeysStatus::Held { at: Instant::now() },
-                    Ok(Ok(HoldOutcome::NotYet)) => keys = KeysStatus::Awaited,
-                    Ok(Err(error)) => keys.on_failure(lease, &error),
-                    Err(end) => return end,
+                    Ok(HoldOutcome::Held) => keys = KeysStatus::Held { at: Instant::now() },
+                    Ok(HoldOutcome::NotYet) => keys = KeysStatus::Awaited,
+                    Err(HoldError::Error(error)) => keys.on_failure(lease, &error),
+                    Err(HoldError::LeaseEnd(end)) => return end,
                 }
             }
             if matches!(keys, KeysStatus::Held { .. }) && self.confirm().is_err() {
@@ -432,31 +425,27 @@ impl LeaseTask {
         if left.ttl() <= 0 {
             return Err(Error::LeaseGone);
         }
-        Err(Error::NoAnswer { what: "lease renewal", why: "not renewed, but not gone".into() })
+        Err(Error::NoAnswer("lease renewal", "not renewed, but not gone".into()))
     }
 
     /// Binds each key to this lease, unless it is bound already.
-    async fn hold_all(&mut self, lease: i64) -> Result<Result<HoldOutcome, Error>, LeaseEnd> {
+    async fn hold_all(&mut self, lease: i64) -> Result<HoldOutcome, HoldError> {
         let mut all = HoldOutcome::Held;
         for key in 0..self.keys.len() {
-            match self.hold(key, lease).await {
-                Ok(HoldOutcome::Held) => {}
-                Ok(HoldOutcome::NotYet) => all = HoldOutcome::NotYet,
-                Err(HoldError::LeaseEnd(end)) => return Err(end),
-                Err(HoldError::Error(Error::LeaseGone)) => return Err(LeaseEnd::Lost),
-                Err(HoldError::Error(error)) => return Ok(Err(error)),
+            if let HoldOutcome::NotYet = self.hold(key, lease).await? {
+                all = HoldOutcome::NotYet;
             }
         }
-        Ok(Ok(all))
+        Ok(all)
     }
 
     async fn hold(&mut self, key: usize, lease: i64) -> Result<HoldOutcome, HoldError> {
         let name = format!("{}{}", self.store.prefix(), self.keys[key].folder_and_name);
-        let (reply, revision) = self.store.range("get", name.clone(), None).await?;
+        let (reply, _) = self.store.range("get", name.clone(), None).await?;
         let found = reply.kvs().first().map(|kv| (positive(kv.create_revision()), kv.lease()));
         match found {
             Some((created, by)) if by == lease => {
-                self.on_held(key, created, revision).await?;
+                self.on_held(key, created).await?;
                 return Ok(HoldOutcome::Held);
             }
             _ if self.held[key].is_some() => return Err(HoldError::LeaseEnd(LeaseEnd::Lost)),
@@ -481,13 +470,13 @@ impl LeaseTask {
         }
         let value = self.keys[key].value.clone();
         match txn.create_raw(name, value, lease).commit().await? {
-            TxnOutcome::Done { revision } => {
-                self.on_held(key, revision, revision).await?;
+            CasOutcome::Done { mod_revision: created } => {
+                self.on_held(key, created).await?;
                 Ok(HoldOutcome::Held)
             }
             // An unknown outcome is tried again, too: the transaction compares for absence, and if
             // the lost one takes effect, the next read finds the key bound to this lease.
-            TxnOutcome::Failed | TxnOutcome::Unknown => Ok(HoldOutcome::NotYet),
+            CasOutcome::Failed | CasOutcome::Unknown => Ok(HoldOutcome::NotYet),
         }
     }
 
@@ -496,17 +485,17 @@ impl LeaseTask {
     async fn guarded(&self, txn: Txn, guard: BootGuard) -> Result<Txn, HoldError> {
         let Some(store) = self.store.get::<StoreRecord>(&guard.store).await? else {
             let why = format!("no record of store {}", guard.store);
-            return Err(HoldError::Error(Error::Refused { what: "registration", why }));
+            return Err(HoldError::Error(Error::Refused("registration", why)));
         };
         if store.record.boot != guard.boot || store.record.nonce != guard.nonce {
-            let superseded = LeaseEvent::Superseded { boot: store.record.boot };
+            let superseded = LeaseEvent::Superseded(store.record.boot);
             return Err(HoldError::LeaseEnd(LeaseEnd::Replaced(superseded)));
         }
         let txn = txn.if_modified_at::<StoreRecord>(&guard.store, store.modified);
         let name = store.record.name;
         match self.store.get::<NameRecord>(&name).await? {
             Some(Revisioned { record: NameRecord { store }, .. }) if store != guard.store => {
-                Err(HoldError::LeaseEnd(LeaseEnd::Replaced(LeaseEvent::NameLost { store })))
+                Err(HoldError::LeaseEnd(LeaseEnd::Replaced(LeaseEvent::NameLost(store))))
             }
             Some(stored) => Ok(txn.if_modified_at::<NameRecord>(&name, stored.modified)),
             None => Ok(txn.if_absent::<NameRecord>(&name)),
@@ -514,12 +503,12 @@ impl LeaseTask {
     }
 
     /// Records that a key is bound to the lease, and sends an event if it was not before.
-    async fn on_held(&mut self, key: usize, created: u64, revision: u64) -> Result<(), HoldError> {
+    async fn on_held(&mut self, key: usize, created: u64) -> Result<(), HoldError> {
         if self.held[key] == Some(created) {
             return Ok(());
         }
         self.held[key] = Some(created);
-        let event = LeaseEvent::Registered { key, created, revision };
+        let event = LeaseEvent::Registered { key, created };
         self.sender.send(event).await.map_err(|closed| HoldError::LeaseEnd(closed.into()))
     }
 }
@@ -534,6 +523,9 @@ enum HoldError {
 
 impl From<Error> for HoldError {
     fn from(error: Error) -> Self {
-        Self::Error(error)
+        match error {
+            Error::LeaseGone => Self::LeaseEnd(LeaseEnd::Lost),
+            error => Self::Error(error),
+        }
     }
 }

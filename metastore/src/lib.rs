@@ -5,7 +5,7 @@
 //!
 //! - **Neither a lease nor a watch proves anything.** Both are hints that something may have
 //!   changed. Act only after a linearizable read, or by compare-and-set ([`Txn`]).
-//! - **A transaction has three outcomes** ([`TxnOutcome`]). A transaction whose reply was lost may
+//! - **A transaction has three outcomes** ([`CasOutcome`]). A transaction whose reply was lost may
 //!   take effect later, so it is never sent again; the next version of the record decides it.
 //! - **A lease can vanish although its process is healthy**: if etcd is stopped for longer than the
 //!   time to live, all leases expire when it resumes. [`Lease`] then creates the lease and its keys
@@ -28,6 +28,8 @@ mod tls;
 mod txn;
 mod watch;
 
+pub use engine::node::CasOutcome;
+
 pub use address::{advertised, endpoint, listened, loopback_beside};
 pub use backoff::RetryBackoff;
 pub use client::{Listed, Metastore, Revisioned, Settings, cluster_name};
@@ -37,5 +39,5 @@ pub use followed::Followed;
 pub use inspection::{EtcdInspection, failover_bound};
 pub use lease::{BootGuard, HeldKey, Lease, LeaseEvent, LeaseLeft, LeaseSettings};
 pub use record::{CoordinatorRecord, DrainIntent, EtcdRecord};
-pub use txn::{Txn, TxnOutcome};
+pub use txn::Txn;
 pub use watch::{ChangeStream, Watch, WatchChange, WatchEvent, WatchFailure, WatchSettings};

@@ -67,20 +67,20 @@ impl CoordinatorRecord {
     }
 }
 
-/// Parses 32 hex digits in lower case, as `StoreId` prints them: one spelling per number, so one
-/// key per record.
-fn hex(name: &str) -> Option<u128> {
-    let digits = name.len() == 32 && name.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-    if digits { u128::from_str_radix(name, 16).ok() } else { None }
+impl DrainIntent {
+    fn encode(&self) -> Vec<u8> {
+        vec![FORMAT]
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
+        if bytes == [FORMAT] { Ok(Self) } else { Err(Malformed("drain intent format")) }
+    }
 }
 
-/// Parses the empty name of a kind that has only one record.
-fn only(name: &str) -> Option<()> {
-    name.is_empty().then_some(())
-}
-
+/// Implements [`EtcdRecord`] for a type with `encode` and `decode`. The last expression, if there
+/// is one, is `belongs_at`.
 macro_rules! record {
-    ($kind:ty, $folder:literal, $id:ty, $name:expr, $parse:expr) => {
+    ($kind:ty, $folder:literal, $id:ty, $name:expr, $parse:expr $(, $belongs:expr)?) => {
         impl EtcdRecord for $kind {
             type Id = $id;
             const FOLDER: &'static str = $folder;
@@ -100,23 +100,49 @@ macro_rules! record {
             fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
                 <$kind>::decode(bytes)
             }
+
+            $(fn belongs_at(&self, id: &$id) -> bool {
+                $belongs(self, id)
+            })?
         }
     };
 }
 
 record!(Meta, "meta", (), |(): &()| String::new(), only);
 record!(CoordinatorRecord, "coordinator", (), |(): &()| String::new(), only);
-record!(StoreRecord, "store/", StoreId, StoreId::to_string, |name| hex(name).map(StoreId));
-record!(NodeRecord, "node/", StoreId, StoreId::to_string, |name| hex(name).map(StoreId));
+record!(StoreRecord, "store/", StoreId, StoreId::to_string, store);
+record!(NodeRecord, "node/", StoreId, StoreId::to_string, store);
 // The id is the node's name, 1 to 64 bytes.
 record!(NameRecord, "name/", String, String::clone, named);
 // The id is the worker's nonce.
 record!(GatewayRecord, "gateway/", u128, |nonce: &u128| format!("{nonce:032x}"), hex);
-
+record!(DrainIntent, "intent/drain/", StoreId, StoreId::to_string, store);
 record!(PromoteIntent, "intent/promote/", ShardId, ShardId::to_string, shard);
+record!(LossRecord, "loss/", (ShardId, Epoch), epoch_name, epoch, |loss: &Self, id: &_| {
+    (loss.shard, loss.epoch) == *id
+});
+record!(ShardRecord, "shard/", ShardId, ShardId::to_string, shard, |record: &Self, id: &_| {
+    record.shard() == *id
+});
+
+/// Parses the empty name of a kind that has only one record.
+fn only(name: &str) -> Option<()> {
+    name.is_empty().then_some(())
+}
 
 fn named(name: &str) -> Option<String> {
     (!name.is_empty()).then(|| name.to_owned())
+}
+
+/// Parses 32 hex digits in lower case, as `StoreId` prints them: one spelling per number, so one
+/// key per record.
+fn hex(name: &str) -> Option<u128> {
+    let digits = name.len() == 32 && name.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    if digits { u128::from_str_radix(name, 16).ok() } else { None }
+}
+
+fn store(name: &str) -> Option<StoreId> {
+    hex(name).map(StoreId)
 }
 
 /// Parses a shard's number. "007" and "+7" would parse, too, but only "7" is the name of a key.
@@ -125,77 +151,15 @@ fn shard(name: &str) -> Option<ShardId> {
     (shard.to_string() == name).then_some(shard)
 }
 
-impl EtcdRecord for LossRecord {
-    type Id = (ShardId, Epoch);
-    const FOLDER: &'static str = "loss/";
-
-    fn name((shard, epoch): &(ShardId, Epoch)) -> String {
-        format!("{shard}-{}", epoch.0)
-    }
-
-    fn id(name: &str) -> Option<(ShardId, Epoch)> {
-        let (shard_name, epoch_name) = name.split_once('-')?;
-        let id = (shard(shard_name)?, Epoch(epoch_name.parse().ok()?));
-        (Self::name(&id) == name).then_some(id)
-    }
-
-    fn encode(&self) -> Vec<u8> {
-        Self::encode(self)
-    }
-
-    fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
-        Self::decode(bytes)
-    }
-
-    fn belongs_at(&self, id: &(ShardId, Epoch)) -> bool {
-        (self.shard, self.epoch) == *id
-    }
+fn epoch_name((shard, epoch): &(ShardId, Epoch)) -> String {
+    format!("{shard}-{}", epoch.0)
 }
 
-impl EtcdRecord for ShardRecord {
-    type Id = ShardId;
-    const FOLDER: &'static str = "shard/";
-
-    fn name(id: &ShardId) -> String {
-        id.to_string()
-    }
-
-    fn id(name: &str) -> Option<ShardId> {
-        shard(name)
-    }
-
-    fn encode(&self) -> Vec<u8> {
-        Self::encode(self)
-    }
-
-    fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
-        Self::decode(bytes)
-    }
-
-    fn belongs_at(&self, id: &ShardId) -> bool {
-        self.shard() == *id
-    }
-}
-
-impl EtcdRecord for DrainIntent {
-    type Id = StoreId;
-    const FOLDER: &'static str = "intent/drain/";
-
-    fn name(id: &StoreId) -> String {
-        id.to_string()
-    }
-
-    fn id(name: &str) -> Option<StoreId> {
-        hex(name).map(StoreId)
-    }
-
-    fn encode(&self) -> Vec<u8> {
-        vec![FORMAT]
-    }
-
-    fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
-        if bytes == [FORMAT] { Ok(Self) } else { Err(Malformed("drain intent format")) }
-    }
+/// Parses a shard's number and an epoch, in the spelling of [`epoch_name`].
+fn epoch(name: &str) -> Option<(ShardId, Epoch)> {
+    let (shard_name, epoch) = name.split_once('-')?;
+    let id = (shard(shard_name)?, Epoch(epoch.parse().ok()?));
+    (epoch_name(&id) == name).then_some(id)
 }
 
 #[cfg(test)]

@@ -5,29 +5,18 @@
 //! here. Once the record's mod_revision is past the one that the lost transaction compares, that
 //! transaction can no longer take effect: a caller that has to know the outcome writes the record
 //! once more, as a newer version.
+//!
+//! The `mod_revision` of [`CasOutcome::Done`] is that of every key that was written, and the
+//! create_revision of those that were created.
 
 use engine::ids::StoreId;
+use engine::node::CasOutcome;
 use engine::records::NodeRecord;
 use engine::shard_record::ShardRecord;
 use etcd_client::{Compare, CompareOp, DeleteOptions, PutOptions, TxnOp};
 use tracing::warn;
 
 use crate::{Error, EtcdRecord, Metastore};
-
-/// The outcome of a transaction.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum TxnOutcome {
-    /// The transaction took effect.
-    Done {
-        /// The new mod_revision of every key that was written, and the create_revision of those
-        /// that were created.
-        revision: u64,
-    },
-    /// A comparison did not hold: the transaction had no effect and never will.
-    Failed,
-    /// The reply was lost: the transaction may have taken effect, or may still do so.
-    Unknown,
-}
 
 /// A transaction: writes that happen all or not at all, each guarded by a comparison.
 #[derive(Clone)]
@@ -44,7 +33,7 @@ impl Metastore {
     }
 
     /// Creates a record that does not exist yet.
-    pub async fn create<R: EtcdRecord>(&self, id: &R::Id, record: &R) -> Result<TxnOutcome, Error> {
+    pub async fn create<R: EtcdRecord>(&self, id: &R::Id, record: &R) -> Result<CasOutcome, Error> {
         self.txn().create(id, record).commit().await
     }
 
@@ -54,7 +43,7 @@ impl Metastore {
         id: &R::Id,
         record: &R,
         modified: u64,
-    ) -> Result<TxnOutcome, Error> {
+    ) -> Result<CasOutcome, Error> {
         self.txn().replace(id, record, modified).commit().await
     }
 
@@ -63,7 +52,7 @@ impl Metastore {
         &self,
         id: &R::Id,
         modified: u64,
-    ) -> Result<TxnOutcome, Error> {
+    ) -> Result<CasOutcome, Error> {
         self.txn().delete::<R>(id, modified).commit().await
     }
 
@@ -74,7 +63,7 @@ impl Metastore {
         record: &ShardRecord,
         modified: u64,
         candidate: Option<(StoreId, u64)>,
-    ) -> Result<TxnOutcome, Error> {
+    ) -> Result<CasOutcome, Error> {
         let mut txn = self.txn().replace(&record.shard(), record, modified);
         if let Some((store, created)) = candidate {
             txn = txn.if_created_at::<NodeRecord>(&store, created);
@@ -86,20 +75,11 @@ impl Metastore {
 impl Txn {
     /// Creates a record, if its key does not exist.
     pub fn create<R: EtcdRecord>(self, id: &R::Id, record: &R) -> Self {
-        self.create_with_lease(id, record, 0)
-    }
-
-    /// Creates a record that is bound to a lease, if its key does not exist.
-    pub(crate) fn create_with_lease<R: EtcdRecord>(
-        self,
-        id: &R::Id,
-        record: &R,
-        lease: i64,
-    ) -> Self {
         let key = self.store.key::<R>(id);
-        self.create_raw(key, record.encode(), lease)
+        self.create_raw(key, record.encode(), 0)
     }
 
+    /// Creates a key that is bound to a lease, unless `lease` is 0.
     pub(crate) fn create_raw(mut self, key: String, value: Vec<u8>, lease: i64) -> Self {
         let bound = (lease != 0).then(|| PutOptions::new().with_lease(lease));
         self.compares.push(Compare::create_revision(key.clone(), CompareOp::Equal, 0));
@@ -160,7 +140,7 @@ impl Txn {
     }
 
     /// Sends the transaction once. An error means that it had no effect and never will.
-    pub async fn commit(self) -> Result<TxnOutcome, Error> {
+    pub async fn commit(self) -> Result<CasOutcome, Error> {
         assert!(!self.writes.is_empty(), "a transaction needs a write");
         let txn = etcd_client::Txn::new().when(self.compares).and_then(self.writes);
         let answered = self.store.with_backoff(&self.store.writes, async {
@@ -172,7 +152,7 @@ impl Txn {
         match answered.await {
             Err(error) if error.is_transient() => {
                 warn!(%error, "the outcome of a transaction is unknown");
-                Ok(TxnOutcome::Unknown)
+                Ok(CasOutcome::Unknown)
             }
             answered => answered,
         }

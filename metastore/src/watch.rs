@@ -42,23 +42,11 @@ impl Default for WatchSettings {
 pub enum WatchEvent<R: EtcdRecord> {
     /// The complete list, which replaces everything known so far.
     All(Listed<R>),
-    /// A record was created or changed.
-    Changed(Revisioned<R>),
-    /// A record was deleted.
-    Deleted {
-        /// The id of the record.
-        id: R::Id,
-        /// The revision of the deletion.
-        revision: u64,
-    },
+    /// One record changed.
+    Change(WatchChange<R>),
     /// etcd's history is shorter than it was: it was restored from a backup, or it is another etcd.
     /// No process may follow it before an operator has decided so; the watch has ended.
-    WentBack {
-        /// The highest revision that was known before.
-        was: u64,
-        /// The revision that etcd returned now.
-        now: u64,
-    },
+    WentBack(WentBack),
 }
 
 /// A watch of one kind of record, which ends when it is dropped.
@@ -212,8 +200,8 @@ impl<R: EtcdRecord> WatchTask<R> {
     async fn follow(&mut self, backoff: &mut RetryBackoff) -> Result<(), WatchEnded> {
         let listed = match self.store.list::<R>().await {
             Ok(listed) => listed,
-            Err(Error::WentBack(WentBack { was, now })) => {
-                let _receiver_gone = self.send(WatchEvent::WentBack { was, now }).await;
+            Err(Error::WentBack(went_back)) => {
+                let _receiver_gone = self.send(WatchEvent::WentBack(went_back)).await;
                 return Err(WatchEnded);
             }
             Err(error) if error.is_transient() => {
@@ -244,10 +232,7 @@ impl<R: EtcdRecord> WatchTask<R> {
                 () = tokio::time::sleep_until(relist_at) => return Ok(()),
             };
             match change {
-                Ok(WatchChange::Changed(stored)) => self.send(WatchEvent::Changed(stored)).await?,
-                Ok(WatchChange::Deleted { id, revision }) => {
-                    self.send(WatchEvent::Deleted { id, revision }).await?;
-                }
+                Ok(change) => self.send(WatchEvent::Change(change)).await?,
                 Err(why) => break why,
             }
         };

@@ -12,7 +12,7 @@ use engine::ids::{Boot, Revision, SessionId, ShardId, StoreBoot, StoreId};
 use engine::node::{CasOutcome, Event};
 use engine::records::{GatewayRecord, NodeRecord, StoreRecord};
 use engine::shard_record::ShardRecord;
-use metastore::{Followed, Metastore, Revisioned, TxnOutcome, WatchEvent, WatchSettings};
+use metastore::{Followed, Metastore, Revisioned, WatchChange, WatchEvent, WatchSettings};
 use process::ProcessExit;
 use telemetry::CriticalTasks;
 use tokio::runtime::Handle;
@@ -22,38 +22,6 @@ use crate::inbox::{Inbox, LoopMessage};
 use crate::names::StoreNames;
 use crate::peers::{PeerAddress, Peers};
 use crate::readiness::NodeReadiness;
-
-/// A request of the state machine to etcd.
-#[derive(Debug)]
-pub enum EtcdRequest {
-    /// Reads a shard's record.
-    ReadRecord {
-        /// The number of this read.
-        read: u64,
-        /// The shard.
-        shard: ShardId,
-    },
-    /// Replaces a shard's record by compare-and-set.
-    Propose {
-        /// The number of this proposal.
-        proposal: u64,
-        /// The revision that the present record must have.
-        expect: u64,
-        /// The new record.
-        record: ShardRecord,
-        /// A store whose `node/` key must still be the one of this creation revision.
-        candidate: Option<(StoreId, u64)>,
-    },
-    /// Reads shard records to prove that etcd still confirms this node's leadership.
-    CheckEtcd {
-        /// The number of this check.
-        check: u64,
-        /// The shards.
-        shards: Vec<ShardId>,
-    },
-    /// Lists the sessions of gateways.
-    ListSessions,
-}
 
 /// The client of this node. Clones are cheap.
 #[derive(Clone)]
@@ -79,32 +47,23 @@ impl EtcdClient {
         Self { metastore, inbox, tasks, runtime, incarnation }
     }
 
-    /// Performs a request in a task and sends its outcome to the loop. Never waits.
-    pub fn perform(&self, request: EtcdRequest) {
-        let etcd = self.clone();
-        self.runtime.spawn(self.tasks.job("a request to etcd", etcd.ask(request)));
+    /// Performs a call of this client in a task and sends its event, if there is one, to the loop.
+    /// Never waits.
+    pub fn perform<F>(&self, call: impl FnOnce(Self) -> F)
+    where
+        F: Future<Output = Option<Event>> + Send + 'static,
+    {
+        let (inbox, call) = (self.inbox.clone(), call(self.clone()));
+        self.runtime.spawn(self.tasks.job("a request to etcd", async move {
+            if let Some(event) = call.await {
+                inbox.send_event(event);
+            }
+        }));
     }
 
-    async fn ask(self, request: EtcdRequest) {
-        let event = match request {
-            EtcdRequest::ReadRecord { read, shard } => self.read_record(read, shard).await,
-            EtcdRequest::Propose { proposal, expect, record, candidate } => {
-                let outcome = self.propose(expect, &record, candidate).await;
-                Some(Event::Proposed { proposal, outcome })
-            }
-            EtcdRequest::CheckEtcd { check, shards } => {
-                Some(Event::EtcdChecked { check, records: self.check(&shards).await })
-            }
-            EtcdRequest::ListSessions => self.list_sessions().await,
-        };
-        if let Some(event) = event {
-            self.inbox.send_event(event);
-        }
-    }
-
-    /// Returns `None` if the read failed: the state machine reads again if it still needs the
-    /// record.
-    async fn read_record(&self, read: u64, shard: ShardId) -> Option<Event> {
+    /// Performs `Effect::ReadRecord`. Returns `None` if the read failed: the state machine reads
+    /// again if it still needs the record.
+    pub async fn read_record(self, read: u64, shard: ShardId) -> Option<Event> {
         match self.metastore.get::<ShardRecord>(&shard).await {
             Ok(kept) => kept.map(|kept| record_event(kept, Some(read))),
             Err(error) => {
@@ -114,7 +73,19 @@ impl EtcdClient {
         }
     }
 
-    async fn propose(
+    /// Performs `Effect::Propose`: replaces a shard's record by compare-and-set.
+    pub async fn propose(
+        self,
+        proposal: u64,
+        expect: u64,
+        record: ShardRecord,
+        candidate: Option<(StoreId, u64)>,
+    ) -> Option<Event> {
+        let outcome = self.replace(expect, &record, candidate).await;
+        Some(Event::Proposed { proposal, outcome })
+    }
+
+    async fn replace(
         &self,
         expect: u64,
         record: &ShardRecord,
@@ -125,23 +96,18 @@ impl EtcdClient {
         if names_nothing || !self.metastore.is_followed() {
             return CasOutcome::Failed;
         }
-        let outcome = self.metastore.cas_shard(record, expect, candidate).await;
-        match outcome {
-            Ok(TxnOutcome::Done { revision }) => CasOutcome::Done { mod_revision: revision },
-            Ok(TxnOutcome::Failed) => CasOutcome::Failed,
-            Ok(TxnOutcome::Unknown) => CasOutcome::Unknown,
-            // An error means that the transaction was not applied.
-            Err(error) => {
-                warn!(shard = %record.shard(), %error, "etcd refused a shard record change");
-                CasOutcome::Failed
-            }
-        }
+        // An error means that the transaction was not applied.
+        self.metastore.cas_shard(record, expect, candidate).await.unwrap_or_else(|error| {
+            warn!(shard = %record.shard(), %error, "etcd refused a shard record change");
+            CasOutcome::Failed
+        })
     }
 
-    async fn check(&self, shards: &[ShardId]) -> Option<Vec<ShardRecord>> {
+    /// Performs `Effect::CheckEtcd`: reads shard records to prove that etcd still confirms this
+    /// node's leadership.
+    pub async fn check(self, check: u64, shards: Vec<ShardId>) -> Option<Event> {
         // One read covers all shards: it is linearizable as a whole, and etcd orders it once.
-        let listed = self.metastore.list::<ShardRecord>().await;
-        match listed {
+        let records = match self.metastore.list::<ShardRecord>().await {
             Ok(listed) => {
                 let asked = listed.all.into_iter().filter(|kept| shards.contains(&kept.id));
                 Some(asked.map(|kept| kept.record).collect())
@@ -150,10 +116,12 @@ impl EtcdClient {
                 debug!(%error, "etcd did not answer a read proof");
                 None
             }
-        }
+        };
+        Some(Event::EtcdChecked { check, records })
     }
 
-    async fn list_sessions(&self) -> Option<Event> {
+    /// Performs `Effect::ListSessions`.
+    pub async fn list_sessions(self) -> Option<Event> {
         let listed = match self.metastore.list::<GatewayRecord>().await {
             Ok(listed) => listed,
             Err(error) => {
@@ -222,11 +190,13 @@ impl EtcdFollower {
                 }
                 self.etcd.inbox.send(LoopMessage::ShardsListed);
             }
-            Some(WatchEvent::Changed(kept)) => {
+            Some(WatchEvent::Change(WatchChange::Changed(kept))) => {
                 self.etcd.inbox.send_event(record_event(kept, None));
             }
-            Some(WatchEvent::Deleted { id, .. }) => error!(shard = %id, "shard record deleted"),
-            Some(WatchEvent::WentBack { .. }) | None => return false,
+            Some(WatchEvent::Change(WatchChange::Deleted { id, .. })) => {
+                error!(shard = %id, "shard record deleted");
+            }
+            Some(WatchEvent::WentBack(_)) | None => return false,
         }
         true
     }

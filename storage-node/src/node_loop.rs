@@ -33,7 +33,7 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use crate::disk::Disk;
-use crate::etcd::{EtcdClient, EtcdRequest, newer_boot};
+use crate::etcd::{EtcdClient, newer_boot};
 use crate::inbox::LoopMessage;
 use crate::metrics::NodeMetrics;
 use crate::names::StoreNames;
@@ -420,15 +420,15 @@ impl NodeLoop {
             Effect::Audit(finding) => self.replica_logger.log_finding(&finding),
 
             Effect::ReadRecord { read, shard } => {
-                self.etcd.perform(EtcdRequest::ReadRecord { read, shard })
+                self.etcd.perform(|etcd| etcd.read_record(read, shard));
             }
             Effect::Propose { proposal, expect, record, candidate } => {
-                self.etcd.perform(EtcdRequest::Propose { proposal, expect, record, candidate });
+                self.etcd.perform(|etcd| etcd.propose(proposal, expect, record, candidate));
             }
             Effect::CheckEtcd { check, shards } => {
-                self.etcd.perform(EtcdRequest::CheckEtcd { check, shards });
+                self.etcd.perform(|etcd| etcd.check(check, shards));
             }
-            Effect::ListSessions => self.etcd.perform(EtcdRequest::ListSessions),
+            Effect::ListSessions => self.etcd.perform(EtcdClient::list_sessions),
 
             Effect::Left => self.left = true,
             Effect::Exit(ExitReason::NewerBoot(newer)) => self.exit = Some(newer_boot(newer)),

@@ -284,13 +284,13 @@ async fn supervise(
             }
             Some(LeaseEvent::Granted { .. }) => {}
             Some(LeaseEvent::Lost) => warn!("registration lost, registering again"),
-            Some(LeaseEvent::Superseded { boot }) => {
+            Some(LeaseEvent::Superseded(boot)) => {
                 inbox.send(LoopMessage::Exit(ProcessExit::Refused(format!(
                     "boot {} of this store has begun elsewhere",
                     boot.0
                 ))));
             }
-            Some(LeaseEvent::NameLost { store }) => {
+            Some(LeaseEvent::NameLost(store)) => {
                 inbox.send(LoopMessage::Exit(ProcessExit::Refused(format!(
                     "store {store} has taken this node's name: it was started with --replace"
                 ))));

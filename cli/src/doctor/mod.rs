@@ -148,19 +148,19 @@ async fn etcd(endpoints: Vec<String>, ttl_s: u32) -> CheckResult {
 /// Returns the advice for an etcd that cannot be used.
 fn advice_for(error: &Error) -> &'static str {
     match error {
-        Error::TooOld { .. } => "update etcd to 3.5.6 or newer",
-        Error::Full { .. } => {
+        Error::TooOld(_) => "update etcd to 3.5.6 or newer",
+        Error::Full(_) => {
             "make room: `etcdctl compact REVISION`, `etcdctl defrag` on each member, then \
              `etcdctl alarm disarm`; running processes continue, others wait"
         }
-        Error::RequiresTls { .. } | Error::RequiresAuth { .. } => {
+        Error::RequiresTls(_) | Error::RequiresAuth(..) => {
             "use an etcd without TLS and without authentication; no process starts with this one"
         }
-        Error::Slow { .. } => {
+        Error::Slow(..) => {
             "check etcd's log (\"slow fdatasync\", \"took too long\", \"no leader\") and its \
              disk; processes wait for it"
         }
-        Error::Refused { .. } => {
+        Error::Refused(..) => {
             "check that etcd answers at this address, and not a proxy or another service"
         }
         _ => "check that etcd is running and that this machine can reach it; processes wait for it",
@@ -218,14 +218,13 @@ mod tests {
     #[test]
     fn each_error_of_etcd_has_its_advice() {
         let (what, why) = ("txn", String::new());
-        assert!(advice_for(&Error::Full { what }).contains("alarm disarm"));
-        assert!(advice_for(&Error::RequiresTls { endpoint: why.clone() }).contains("without TLS"));
+        assert!(advice_for(&Error::Full(what)).contains("alarm disarm"));
+        assert!(advice_for(&Error::RequiresTls(why.clone())).contains("without TLS"));
         assert!(
-            advice_for(&Error::RequiresAuth { what, why: why.clone() })
-                .contains("without authentication")
+            advice_for(&Error::RequiresAuth(what, why.clone())).contains("without authentication")
         );
-        assert!(advice_for(&Error::Slow { what, why: why.clone() }).contains("its disk"));
-        assert!(advice_for(&Error::NoAnswer { what, why }).contains("can reach it"));
+        assert!(advice_for(&Error::Slow(what, why.clone())).contains("its disk"));
+        assert!(advice_for(&Error::NoAnswer(what, why)).contains("can reach it"));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use engine::ids::{Boot, Epoch, ShardId, Slots, StoreBoot, StoreId, Version};
 use engine::records::{Meta, NodeRecord, PromoteIntent, StoreRecord, StoreStatus};
 use engine::shard_record::ShardRecord;
 use engine::store::log::group::{Owner, SegmentHeader};
-use metastore::{CoordinatorRecord, DrainIntent, EtcdRecord, Metastore, Settings, TxnOutcome};
+use metastore::{CasOutcome, CoordinatorRecord, DrainIntent, EtcdRecord, Metastore, Settings};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::runtime::Runtime;
 
@@ -79,7 +79,7 @@ impl Records {
     #[track_caller]
     fn create<R: EtcdRecord>(&self, id: &R::Id, record: &R) {
         let made = self.runtime.block_on(self.store.create(id, record));
-        assert!(matches!(made, Ok(TxnOutcome::Done { .. })), "{made:?}");
+        assert!(matches!(made, Ok(CasOutcome::Done { .. })), "{made:?}");
     }
 
     fn get<R: EtcdRecord>(&self, id: &R::Id) -> Option<R> {
@@ -90,7 +90,7 @@ impl Records {
     fn delete<R: EtcdRecord>(&self, id: &R::Id) {
         let kept = self.runtime.block_on(self.store.get::<R>(id)).unwrap().unwrap();
         let gone = self.runtime.block_on(self.store.delete::<R>(id, kept.modified));
-        assert!(matches!(gone, Ok(TxnOutcome::Done { .. })), "{gone:?}");
+        assert!(matches!(gone, Ok(CasOutcome::Done { .. })), "{gone:?}");
     }
 
     fn start(&self, args: &[&str]) -> Child {
@@ -221,7 +221,7 @@ fn a_request_that_is_interrupted_or_overtaken_is_withdrawn() {
     let kept = records.runtime.block_on(records.store.get::<ShardRecord>(&SHARD)).unwrap().unwrap();
     let newer = shard(2);
     let changed = records.store.replace(&SHARD, &newer, kept.modified);
-    assert!(matches!(records.runtime.block_on(changed), Ok(TxnOutcome::Done { .. })));
+    assert!(matches!(records.runtime.block_on(changed), Ok(CasOutcome::Done { .. })));
     ends(overtaken, 1, "changed concurrently");
     records.nothing_is_asked_for();
 }

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use engine::ids::{Boot, Epoch, ShardId, StoreBoot, StoreId, Version};
 use engine::records::{Meta, NodeRecord};
 use engine::shard_record::ShardRecord;
-use metastore::{CoordinatorRecord, DrainIntent, Metastore, Settings, TxnOutcome};
+use metastore::{CasOutcome, CoordinatorRecord, DrainIntent, Metastore, Settings};
 
 use self::process::{Process, flags, flags_with_ttl};
 use calls::{Calls, Fate};
@@ -126,7 +126,7 @@ impl Cluster {
                     let (isr, learners) = (all.clone(), Vec::new());
                     let record = ShardRecord { version, isr, learners, ..stored.record };
                     let written = self.store.cas_shard(&record, stored.modified, None).await;
-                    last &= matches!(written, Ok(TxnOutcome::Done { .. }));
+                    last &= matches!(written, Ok(CasOutcome::Done { .. }));
                 }
             }
         };
@@ -281,7 +281,7 @@ async fn a_node_whose_key_went_while_no_watch_was_open_is_missed() {
     let key = cluster.store.get::<NodeRecord>(&StoreId(1)).await.expect("a read");
     let modified = key.expect("it is registered").modified;
     let gone = cluster.store.delete::<NodeRecord>(&StoreId(1), modified).await;
-    assert!(matches!(gone.expect("an answer"), TxnOutcome::Done { .. }));
+    assert!(matches!(gone.expect("an answer"), CasOutcome::Done { .. }));
     relay.mend();
     cluster.fails_over_from_1(&before, &longest).await;
     let (_, metrics) = cluster.coordinator.page("/metrics").await.expect("it listens");
@@ -324,7 +324,7 @@ async fn a_leader_that_was_deposed_sends_no_more_queries() {
     let key = cluster.store.get::<NodeRecord>(&StoreId(1)).await.expect("a read");
     let modified = key.expect("it is registered").modified;
     let gone = cluster.store.delete::<NodeRecord>(&StoreId(1), modified).await;
-    assert!(matches!(gone.expect("an answer"), TxnOutcome::Done { .. }));
+    assert!(matches!(gone.expect("an answer"), CasOutcome::Done { .. }));
     let asked = || cluster.nodes[&1].asked();
     let until_asked = async |more: u64| {
         let want = asked() + more;
@@ -337,7 +337,7 @@ async fn a_leader_that_was_deposed_sends_no_more_queries() {
     relay.lose_answers();
     let usurper = CoordinatorRecord { address: "127.0.0.1:1".into() };
     let usurped = async {
-        while !matches!(cluster.store.create(&(), &usurper).await, Ok(TxnOutcome::Done { .. })) {
+        while !matches!(cluster.store.create(&(), &usurper).await, Ok(CasOutcome::Done { .. })) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
@@ -461,10 +461,10 @@ async fn a_leader_that_was_deposed_without_knowing_changes_nothing() {
     let old =
         cluster.store.get::<CoordinatorRecord>(&()).await.expect("a read").expect("one leads");
     let gone = cluster.store.delete::<CoordinatorRecord>(&(), old.modified).await;
-    assert!(matches!(gone.expect("an answer"), TxnOutcome::Done { .. }));
+    assert!(matches!(gone.expect("an answer"), CasOutcome::Done { .. }));
     let usurper = CoordinatorRecord { address: "127.0.0.1:1".into() };
     let made = cluster.store.create(&(), &usurper).await.expect("an answer");
-    let TxnOutcome::Done { revision } = made else { panic!("{made:?}") };
+    let CasOutcome::Done { mod_revision: revision } = made else { panic!("{made:?}") };
 
     cluster.nodes.get_mut(&1).expect("node 1").kill();
     let tries = async {
@@ -478,7 +478,7 @@ async fn a_leader_that_was_deposed_without_knowing_changes_nothing() {
     within(10, tries).await;
     assert_eq!(cluster.shards().await, before);
     let gone = cluster.store.delete::<CoordinatorRecord>(&(), revision).await;
-    assert!(matches!(gone.expect("an answer"), TxnOutcome::Done { .. }));
+    assert!(matches!(gone.expect("an answer"), CasOutcome::Done { .. }));
     // The coordinator reads its own key every 10 s, finds it gone, and leads under a new term.
     cluster.fails_over_from_1(&before, &longest).await;
 }
@@ -514,7 +514,7 @@ async fn a_draining_node_hands_its_shards_over() {
     let mut cluster = Cluster::placed().await;
     cluster.add(4).await;
     let made = cluster.store.create(&StoreId(1), &DrainIntent).await;
-    assert!(matches!(made.expect("an answer"), TxnOutcome::Done { .. }));
+    assert!(matches!(made.expect("an answer"), CasOutcome::Done { .. }));
     let led = |shards: &[ShardRecord]| shards.iter().any(|one| one.primary.store == StoreId(1));
     let after = cluster.shards_are(|shards| !led(shards)).await;
     let handed = cluster.nodes[&1].stepped_down();

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use engine::ids::{Boot, Epoch, Seq, ShardId, StoreBoot, StoreId};
 use engine::message::{HealthReport, NodeQuery, NodeQueryReply, ShardEnd};
 use engine::records::{NodeRecord, StoreRecord, StoreStatus};
-use metastore::{BootGuard, HeldKey, LeaseEvent, LeaseSettings, Metastore, Settings, TxnOutcome};
+use metastore::{BootGuard, CasOutcome, HeldKey, LeaseEvent, LeaseSettings, Metastore, Settings};
 use proto::wire;
 use proto::wire::control_server::{Control, ControlServer};
 use proto::wire::reports_client::ReportsClient;
@@ -160,7 +160,7 @@ async fn register(
         None => metastore.create(&me.store, &record).await,
         Some(kept) => metastore.replace(&me.store, &record, kept.modified).await,
     };
-    assert!(matches!(made.expect("an answer"), TxnOutcome::Done { .. }));
+    assert!(matches!(made.expect("an answer"), CasOutcome::Done { .. }));
     let node = NodeRecord { boot: me.boot, address, capacity: 1 << 40, versions: (1, 1) };
     let guard = BootGuard { store: me.store, boot: me.boot, nonce: 1 };
     let lease = LeaseSettings { ttl_s, ..LeaseSettings::default() };

@@ -25,7 +25,7 @@ pub(super) struct ClusterBootstrap {
 pub(super) fn agrees(turn: &mut CoordinatorTurn<'_>, cluster: &ObservedCluster) -> bool {
     let difference = cluster.meta().and_then(|meta| turn.settings.flags.difference(meta));
     let Some(difference) = difference else { return true };
-    turn.effects.push(Effect::Exit { difference });
+    turn.effects.push(Effect::Exit(difference));
     false
 }
 

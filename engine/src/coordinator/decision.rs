@@ -31,11 +31,8 @@ pub enum Decision {
         /// The finding of the last probe.
         why: Cause,
     },
-    /// A process that counted as dead answers again, or a newer one of its store does.
-    Returned {
-        /// The process.
-        process: StoreBoot,
-    },
+    /// A process that counted as dead answers again, or this newer one of its store does.
+    Returned(StoreBoot),
     /// A shard has a new primary.
     Promoted {
         /// The shard.
@@ -94,20 +91,11 @@ pub enum Decision {
         to: StoreId,
     },
     /// An operator wants the store emptied.
-    Draining {
-        /// The store.
-        store: StoreId,
-    },
-    /// The operator has withdrawn the drain.
-    Undrained {
-        /// The store.
-        store: StoreId,
-    },
+    Draining(StoreId),
+    /// The operator has withdrawn the drain of the store.
+    Undrained(StoreId),
     /// A suspect store is trusted again: none of its former copies is left.
-    Cleared {
-        /// The store.
-        store: StoreId,
-    },
+    Cleared(StoreId),
     /// Many nodes vanished at once: no new copies are made for now.
     Guarded {
         /// The number of nodes that are away.

@@ -222,7 +222,7 @@ impl FailureDetector {
             let decision = match death {
                 Some(why) if !watched.logged_dead => Decision::Died { process, why },
                 None if watched.logged_dead && watched.liveness == Liveness::Alive => {
-                    Decision::Returned { process }
+                    Decision::Returned(process)
                 }
                 _ => continue,
             };

@@ -78,7 +78,7 @@ impl LeaderState {
                 self.on_gathered(turn, gather, store, ends.as_deref());
             }
             Event::SteppedDown { shard, epoch, end } => {
-                if self.promotions.on_stepped_down(shard, epoch, end.is_some()) {
+                if self.promotions.hand_overs.on_stepped_down(shard, epoch, end.is_some()) {
                     match end {
                         Some(_) => self.mark_dirty(),
                         None => self.planning.note_disruption(turn.now),
@@ -90,7 +90,7 @@ impl LeaderState {
                     self.mark_dirty();
                 }
             }
-            Event::GatewayReported { suspects } => {
+            Event::GatewayReported(suspects) => {
                 self.cluster.suspect(turn.now, &suspects);
                 self.mark_dirty();
             }

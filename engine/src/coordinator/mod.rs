@@ -207,10 +207,7 @@ pub enum Event {
         report: HealthReport,
     },
     /// A gateway reports stores that refused or reset its connection.
-    GatewayReported {
-        /// The stores.
-        suspects: Vec<StoreId>,
-    },
+    GatewayReported(Vec<StoreId>),
 }
 
 /// The result of one probe.
@@ -275,10 +272,8 @@ pub enum Effect {
     /// Log this decision.
     Decision(Decision),
     /// Exit with code 2: the cluster was created with other settings than this process was given.
-    Exit {
-        /// The difference, for the error message.
-        difference: String,
-    },
+    /// The text is the difference, for the error message.
+    Exit(String),
 }
 
 /// The writes of one transaction. `expect` is the mod_revision to compare, 0 for "no such key".
@@ -496,11 +491,8 @@ const REPLICAS: u8 = 3;
 const MIN_IN_SYNC: u8 = 2;
 
 impl Flags {
-    /// Checks that a cluster can have these settings.
-    ///
-    /// # Errors
-    ///
-    /// The flag that is out of range, and its range.
+    /// Checks that a cluster can have these settings. The error names the flag that is out of
+    /// range, and its range.
     pub fn check(&self) -> Result<(), String> {
         let shards = self.shards.unwrap_or(SHARDS);
         let replicas = self.replicas.unwrap_or(REPLICAS);

@@ -32,7 +32,7 @@ use crate::coordinator::hand_over::HandOvers;
 use crate::coordinator::observed::ObservedCluster;
 use crate::coordinator::proposals::{LeaderProposals, ShardWrite};
 use crate::coordinator::review::ReviewTurn;
-use crate::ids::{Epoch, Now, ShardId, StoreBoot, StoreId};
+use crate::ids::{Now, ShardId, StoreBoot, StoreId};
 use crate::message::ShardEnd;
 use crate::shard_record::ShardRecord;
 
@@ -42,7 +42,7 @@ pub(super) struct Promotions {
     needs: BTreeMap<ShardId, PromotionNeed>,
     /// The rounds that wait for answers, by their number.
     rounds: BTreeMap<u64, GatherRound>,
-    hand_overs: HandOvers,
+    pub(super) hand_overs: HandOvers,
     paces: BTreeMap<ShardId, TakeoverPace>,
 }
 
@@ -323,16 +323,6 @@ impl Promotions {
         if let Some(record) = review.cluster.shard(shard) {
             self.hand_overs.begin(&mut review.turn, record, to);
         }
-    }
-
-    /// Takes a primary's answer. Returns whether it is about a hand-over in progress.
-    pub(super) fn on_stepped_down(
-        &mut self,
-        shard: ShardId,
-        epoch: Epoch,
-        stepped_down: bool,
-    ) -> bool {
-        self.hand_overs.on_stepped_down(shard, epoch, stepped_down)
     }
 }
 

@@ -76,6 +76,13 @@ impl<K: Ord + Clone, V> RecordTable<K, V> {
         was_here
     }
 
+    fn changed(&mut self, revision: u64, key: K, kept: Option<AtRevision<V>>) -> bool {
+        match kept {
+            Some(kept) => self.set(key, kept),
+            None => self.delete(key, revision),
+        }
+    }
+
     /// Takes a list: all values that existed at this revision.
     fn listed(&mut self, revision: u64, all: Vec<(K, AtRevision<V>)>) {
         let listed: Vec<K> = all.iter().map(|(key, _)| key.clone()).collect();
@@ -120,18 +127,12 @@ impl ClusterRecords {
     pub(super) fn changed(&mut self, revision: u64, change: RecordChange) -> bool {
         match change {
             RecordChange::Meta(kept) => self.set_meta(kept),
-            RecordChange::Store(id, Some(kept)) => self.stores.set(id, kept),
-            RecordChange::Store(id, None) => self.stores.delete(id, revision),
-            RecordChange::Name(name, Some(kept)) => self.names.set(name, kept),
-            RecordChange::Name(name, None) => self.names.delete(name, revision),
-            RecordChange::Node(id, Some(kept)) => self.nodes.set(id, kept),
-            RecordChange::Node(id, None) => self.nodes.delete(id, revision),
-            RecordChange::Shard(id, Some(kept)) => self.shards.set(id, kept),
-            RecordChange::Shard(id, None) => self.shards.delete(id, revision),
-            RecordChange::Drain(id, Some(kept)) => self.drains.set(id, kept),
-            RecordChange::Drain(id, None) => self.drains.delete(id, revision),
-            RecordChange::Promote(id, Some(kept)) => self.promotes.set(id, kept),
-            RecordChange::Promote(id, None) => self.promotes.delete(id, revision),
+            RecordChange::Store(id, kept) => self.stores.changed(revision, id, kept),
+            RecordChange::Name(name, kept) => self.names.changed(revision, name, kept),
+            RecordChange::Node(id, kept) => self.nodes.changed(revision, id, kept),
+            RecordChange::Shard(id, kept) => self.shards.changed(revision, id, kept),
+            RecordChange::Drain(id, kept) => self.drains.changed(revision, id, kept),
+            RecordChange::Promote(id, kept) => self.promotes.changed(revision, id, kept),
         }
     }
 

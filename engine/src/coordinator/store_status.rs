@@ -71,7 +71,7 @@ impl StoreStatuses {
             return;
         }
         let Some(kept) = cluster.records.stores.get(store) else { return };
-        write_status(review, store, kept, StoreStatus::Active, Decision::Cleared { store });
+        write_status(review, store, kept, StoreStatus::Active, Decision::Cleared(store));
     }
 }
 
@@ -128,8 +128,8 @@ fn review_drains(review: &mut ReviewTurn<'_>) {
     for (store, kept) in records.stores.iter() {
         let wanted = records.drains.get(store).is_some();
         let (status, decision) = match (kept.value.status, wanted) {
-            (StoreStatus::Active, true) => (StoreStatus::Draining, Decision::Draining { store }),
-            (StoreStatus::Draining, false) => (StoreStatus::Active, Decision::Undrained { store }),
+            (StoreStatus::Active, true) => (StoreStatus::Draining, Decision::Draining(store)),
+            (StoreStatus::Draining, false) => (StoreStatus::Active, Decision::Undrained(store)),
             _ => continue,
         };
         write_status(review, store, kept, status, decision);

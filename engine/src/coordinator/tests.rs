@@ -424,7 +424,7 @@ fn flags_that_the_cluster_was_not_made_with_end_the_process() {
     bench.etcd.meta = Some(kept(meta(24), 1));
     bench.on(Event::Elected { term: TERM });
     let difference = "--replicas is 5, but this cluster was made with 3".into();
-    assert!(bench.take().contains(&Effect::Exit { difference }));
+    assert!(bench.take().contains(&Effect::Exit(difference)));
 }
 
 #[test]
@@ -543,7 +543,7 @@ fn a_report_makes_one_refusal_enough() {
 fn a_gateways_suspicion_is_confirmed_at_once_too() {
     let mut bench = Bench::leading(3, vec![shard_at(0)]);
     bench.kill(1);
-    bench.on(Event::GatewayReported { suspects: ids(&[1]) });
+    bench.on(Event::GatewayReported(ids(&[1])));
     assert_eq!(gather(&bench), asked_both());
 }
 
@@ -1346,7 +1346,7 @@ fn a_draining_primary_steps_down_before_another_is_named() {
     bench.drain(1);
     assert_eq!(bench.accept_status(), (id(1), StoreStatus::Draining));
     bench.pass(100);
-    let draining = Effect::Decision(Decision::Draining { store: id(1) });
+    let draining = Effect::Decision(Decision::Draining(id(1)));
     let step_down = Effect::StepDown { to: process(1, 1), shard: ShardId(0), epoch: Epoch(4) };
     assert_eq!(bench.take(), [draining, step_down]);
     let end_of_log = Some((Epoch(4), Seq(30)));

@@ -16,7 +16,7 @@ use std::time::Duration;
 use engine::ids::{Boot, Epoch, Slots, StoreBoot, StoreId, Version};
 use engine::records::{GatewayRecord, NodeRecord, StoreRecord, StoreStatus};
 use engine::shard_record::ShardRecord;
-use metastore::{CoordinatorRecord, Error, Metastore, Settings, TxnOutcome};
+use metastore::{CasOutcome, CoordinatorRecord, Error, Metastore, Settings};
 
 use etcd::Etcd;
 
@@ -64,7 +64,7 @@ async fn cas_shards<'a>(
     store: &Metastore,
     changes: impl IntoIterator<Item = (&'a ShardRecord, u64)>,
     term: u64,
-) -> Result<TxnOutcome, Error> {
+) -> Result<CasOutcome, Error> {
     let guarded = store.txn().if_created_at::<CoordinatorRecord>(&(), term);
     let replace = |txn: metastore::Txn, (record, modified): (&ShardRecord, u64)| {
         txn.replace(&record.shard(), record, modified)

@@ -6,7 +6,7 @@ use engine::ids::{ShardId, StoreId};
 use engine::records::{GatewayRecord, Meta, NodeRecord, StoreRecord};
 use engine::shard_record::ShardRecord;
 use metastore::{
-    CoordinatorRecord, DrainIntent, Error, EtcdRecord, Metastore, Settings, TxnOutcome,
+    CasOutcome, CoordinatorRecord, DrainIntent, Error, EtcdRecord, Metastore, Settings,
 };
 
 use crate::calls::{Calls, Fate};
@@ -17,7 +17,7 @@ use crate::{gateway_record, node_record, raw, shard, start, store_record, within
 async fn round_trip<R: EtcdRecord>(store: &Metastore, id: R::Id, record: R) {
     assert_eq!(store.get::<R>(&id).await.expect("a read"), None);
     let outcome = store.create(&id, &record).await.expect("an answer");
-    let TxnOutcome::Done { revision } = outcome else { panic!("{outcome:?}") };
+    let CasOutcome::Done { mod_revision: revision } = outcome else { panic!("{outcome:?}") };
     let stored = store.get::<R>(&id).await.expect("a read").expect("it was written");
     assert_eq!((&stored.id, &stored.record), (&id, &record));
     assert_eq!((stored.created, stored.modified, stored.lease), (revision, revision, 0));
@@ -127,10 +127,10 @@ async fn an_etcd_that_is_too_old_is_refused_and_a_faulty_one_is_warned_of() {
     let settings = Settings::new(vec![calls.endpoint()], "test");
     (0..2).for_each(|_| calls.next("Status", Fate::ReplyVersion("3.4.27")));
     let refused = within(10, Metastore::connect(&settings)).await.err().expect("too old");
-    assert!(matches!(&refused, Error::TooOld { found } if found == "3.4.27"), "{refused}");
+    assert!(matches!(&refused, Error::TooOld(found) if found == "3.4.27"), "{refused}");
     assert!(!refused.is_transient());
     let refused = within(10, Metastore::inspect(&settings, 5)).await.expect_err("too old");
-    assert!(matches!(&refused, Error::TooOld { found } if found == "3.4.27"), "{refused}");
+    assert!(matches!(&refused, Error::TooOld(found) if found == "3.4.27"), "{refused}");
     (0..2).for_each(|_| calls.next("Status", Fate::ReplyVersion("3.5.2")));
     assert!(within(10, Metastore::connect(&settings)).await.is_ok());
     let inspection = within(10, Metastore::inspect(&settings, 5)).await.expect("it works");
@@ -167,7 +167,7 @@ async fn a_dead_member_beside_a_live_one_fails_nothing() {
     let store = within(5, Metastore::connect(&settings)).await.expect("one answers");
     for nonce in 0..50 {
         let outcome = store.create(&nonce, &gateway_record("a")).await.expect("an answer");
-        assert!(matches!(outcome, TxnOutcome::Done { .. }), "call {nonce}: {outcome:?}");
+        assert!(matches!(outcome, CasOutcome::Done { .. }), "call {nonce}: {outcome:?}");
     }
     // While the live member is away, both are tried in turn, so that its return is noticed.
     etcd.kill();

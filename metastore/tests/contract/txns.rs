@@ -5,15 +5,15 @@ use std::time::Duration;
 use engine::ids::{ShardId, StoreId, Version};
 use engine::records::{GatewayRecord, NodeRecord};
 use engine::shard_record::ShardRecord;
-use metastore::{CoordinatorRecord, Error, Metastore, Revisioned, Settings, TxnOutcome};
+use metastore::{CasOutcome, CoordinatorRecord, Error, Metastore, Revisioned, Settings};
 
 use crate::calls::{Calls, Fate};
 use crate::etcd::{Etcd, Relay};
 use crate::{at_version, cas_shards, connect, gateway_record, node_record, shard, start, within};
 
 #[track_caller]
-fn done(outcome: TxnOutcome) -> u64 {
-    let TxnOutcome::Done { revision } = outcome else { panic!("{outcome:?}") };
+fn done(outcome: CasOutcome) -> u64 {
+    let CasOutcome::Done { mod_revision: revision } = outcome else { panic!("{outcome:?}") };
     revision
 }
 
@@ -27,14 +27,14 @@ async fn only_what_was_read_is_replaced_or_deleted() {
     let first = done(store.create(&1, &gateway_record("a")).await.expect("an answer"));
     assert_eq!(
         store.create(&1, &gateway_record("b")).await.expect("an answer"),
-        TxnOutcome::Failed
+        CasOutcome::Failed
     );
     let second = done(store.replace(&1, &gateway_record("c"), first).await.expect("an answer"));
     assert!(second > first);
     let stale = store.replace(&1, &gateway_record("d"), first).await;
-    assert_eq!(stale.expect("an answer"), TxnOutcome::Failed);
+    assert_eq!(stale.expect("an answer"), CasOutcome::Failed);
     let stale = store.delete::<GatewayRecord>(&1, first).await;
-    assert_eq!(stale.expect("an answer"), TxnOutcome::Failed);
+    assert_eq!(stale.expect("an answer"), CasOutcome::Failed);
     let stored = store.get::<GatewayRecord>(&1).await.expect("a read").expect("not deleted");
     assert_eq!(
         (stored.record, stored.created, stored.modified),
@@ -54,7 +54,7 @@ async fn absence_can_be_compared() {
     let claim = || store.txn().create(&1, &gateway_record("a"));
     done(store.create(&StoreId(1), &node_record(1)).await.expect("an answer"));
     let held = claim().if_absent::<NodeRecord>(&StoreId(1)).commit().await;
-    assert_eq!(held.expect("an answer"), TxnOutcome::Failed);
+    assert_eq!(held.expect("an answer"), CasOutcome::Failed);
     let free = claim().if_absent::<NodeRecord>(&StoreId(2)).commit().await;
     done(free.expect("an answer"));
 }
@@ -70,9 +70,9 @@ async fn a_primary_adds_only_the_candidate_that_it_shook_hands_with() {
 
     let newer = at_version(shard(5), 2);
     let bounced = store.cas_shard(&newer, modified, Some((node, first))).await;
-    assert_eq!(bounced.expect("an answer"), TxnOutcome::Failed);
+    assert_eq!(bounced.expect("an answer"), CasOutcome::Failed);
     let stranger = store.cas_shard(&newer, modified, Some((StoreId(8), second))).await;
-    assert_eq!(stranger.expect("an answer"), TxnOutcome::Failed);
+    assert_eq!(stranger.expect("an answer"), CasOutcome::Failed);
     let modified =
         done(store.cas_shard(&newer, modified, Some((node, second))).await.expect("an answer"));
     done(store.cas_shard(&at_version(shard(5), 3), modified, None).await.expect("an answer"));
@@ -95,7 +95,7 @@ async fn a_leader_changes_127_shards_at_once_or_none() {
     let newer: Vec<ShardRecord> = (0..count).map(|lo| at_version(shard(lo), 2)).collect();
     let changes = || newer.iter().map(|record| (record, made));
     let deposed = cas_shards(&store, changes(), term + 1).await;
-    assert_eq!(deposed.expect("an answer"), TxnOutcome::Failed);
+    assert_eq!(deposed.expect("an answer"), CasOutcome::Failed);
     let changed = done(cas_shards(&store, changes(), term).await.expect("an answer"));
     let listed = store.list::<ShardRecord>().await.expect("a list");
     assert_eq!(listed.all.len(), usize::from(count));
@@ -106,7 +106,7 @@ async fn a_leader_changes_127_shards_at_once_or_none() {
     let newest: Vec<ShardRecord> = (0..count).map(|lo| at_version(shard(lo), 4)).collect();
     let mixed = newest.iter().map(|record| (record, changed));
     let mixed = cas_shards(&store, mixed, term).await;
-    assert_eq!(mixed.expect("an answer"), TxnOutcome::Failed);
+    assert_eq!(mixed.expect("an answer"), CasOutcome::Failed);
     let listed = store.list::<ShardRecord>().await.expect("a list");
     assert!(listed.all.iter().all(|stored| stored.record.version < Version(4)));
 }
@@ -125,7 +125,7 @@ async fn a_lost_answer_is_unknown_and_a_later_read_finds_the_change() {
     relay.lose_answers();
     let newer = at_version(shard(5), 2);
     let lost = within(3, store.cas_shard(&newer, modified, None)).await;
-    assert_eq!(lost.expect("not refused"), TxnOutcome::Unknown);
+    assert_eq!(lost.expect("not refused"), CasOutcome::Unknown);
     let direct = connect(etcd.endpoint()).await;
     within(5, async { while read(&direct, 5).await.modified == modified {} }).await;
 
@@ -153,15 +153,15 @@ async fn a_transaction_is_sent_once_whatever_its_outcome() {
 
     calls.next("Txn", Fate::LoseAnswer);
     let lost = store.cas_shard(&at_version(shard(5), 2), modified, None).await;
-    assert_eq!(lost.expect("not refused"), TxnOutcome::Unknown);
+    assert_eq!(lost.expect("not refused"), CasOutcome::Unknown);
     assert_eq!(read(&direct, 5).await.modified, modified + 1, "it took effect once");
     assert_eq!(calls.seen("Txn"), sent + 1);
     let again = store.cas_shard(&at_version(shard(5), 2), modified, None).await;
-    assert_eq!(again.expect("an answer"), TxnOutcome::Failed, "the connection stands");
+    assert_eq!(again.expect("an answer"), CasOutcome::Failed, "the connection stands");
 
     calls.next("Txn", Fate::LoseCall);
     let lost = store.cas_shard(&at_version(shard(5), 3), modified + 1, None).await;
-    assert_eq!(lost.expect("not refused"), TxnOutcome::Unknown);
+    assert_eq!(lost.expect("not refused"), CasOutcome::Unknown);
     assert_eq!(read(&direct, 5).await.modified, modified + 1, "it took no effect");
     assert_eq!(calls.seen("Txn"), sent + 3);
 }
@@ -176,14 +176,14 @@ async fn a_newer_version_shuts_out_a_change_that_may_yet_come() {
     let mut lost = at_version(shard(5), 2);
     lost.isr.push(StoreId(3));
     let outcome = within(5, store.cas_shard(&lost, modified, None)).await;
-    assert_eq!(outcome.expect("not refused"), TxnOutcome::Unknown);
+    assert_eq!(outcome.expect("not refused"), CasOutcome::Unknown);
 
     etcd.run().await;
     let newer = at_version(shard(5), 2);
     done(store.cas_shard(&newer, modified, None).await.expect("an answer"));
     // If the write arrives now, it fails.
     let late = store.cas_shard(&lost, modified, None).await;
-    assert_eq!(late.expect("an answer"), TxnOutcome::Failed);
+    assert_eq!(late.expect("an answer"), CasOutcome::Failed);
     assert_eq!(read(&store, 5).await.record, newer);
 }
 
@@ -201,17 +201,17 @@ async fn an_etcd_whose_history_went_back_is_neither_read_nor_written() {
         loop {
             let outcome = store.create(&1, &gateway_record("b")).await.expect("an answer");
             let was_asked = other.get::<GatewayRecord>(&1).await.expect("a read").is_some();
-            if was_asked || outcome != TxnOutcome::Unknown {
+            if was_asked || outcome != CasOutcome::Unknown {
                 return outcome;
             }
         }
     })
     .await;
-    assert_eq!(outcome, TxnOutcome::Unknown);
+    assert_eq!(outcome, CasOutcome::Unknown);
     let read = store.get::<GatewayRecord>(&1).await;
     assert!(matches!(read, Err(Error::WentBack(_))), "{read:?}");
     // From now on no call is made.
     let outcome = store.create(&2, &gateway_record("b")).await.expect("an answer");
-    assert_eq!(outcome, TxnOutcome::Unknown);
+    assert_eq!(outcome, CasOutcome::Unknown);
     assert_eq!(other.get::<GatewayRecord>(&2).await.expect("a read"), None);
 }

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use engine::history::WentBack;
 use engine::ids::{ShardId, Version};
 use engine::records::GatewayRecord;
 use engine::shard_record::ShardRecord;
 use etcd_client::CompactionOptions;
 use metastore::{
-    Listed, Metastore, TxnOutcome, Watch, WatchChange, WatchEvent, WatchFailure, WatchSettings,
+    CasOutcome, Listed, Metastore, Watch, WatchChange, WatchEvent, WatchFailure, WatchSettings,
 };
 
 use crate::etcd::{Etcd, Relay};
@@ -28,7 +29,7 @@ async fn next_list<R: metastore::EtcdRecord>(watch: &mut Watch<R>) -> Listed<R> 
 
 async fn make(store: &Metastore, lo: u16) -> u64 {
     let outcome = store.create(&ShardId(lo), &shard(lo)).await.expect("an answer");
-    let TxnOutcome::Done { revision } = outcome else { panic!("{outcome:?}") };
+    let CasOutcome::Done { mod_revision: revision } = outcome else { panic!("{outcome:?}") };
     revision
 }
 
@@ -44,11 +45,16 @@ async fn everything_first_then_each_change_in_order() {
     store.create(&1, &gateway_record("another kind")).await.expect("an answer");
     store.cas_shard(&at_version(shard(1), 2), first, None).await.expect("an answer");
     store.delete::<ShardRecord>(&ShardId(2), second).await.expect("an answer");
-    let WatchEvent::Changed(stored) = next(&mut watch).await else { panic!("shard 2 was made") };
+    let WatchEvent::Change(WatchChange::Changed(stored)) = next(&mut watch).await else {
+        panic!("shard 2 was made")
+    };
     assert_eq!((stored.id, stored.created, stored.modified), (ShardId(2), second, second));
-    let WatchEvent::Changed(stored) = next(&mut watch).await else { panic!("shard 1 changed") };
+    let WatchEvent::Change(WatchChange::Changed(stored)) = next(&mut watch).await else {
+        panic!("shard 1 changed")
+    };
     assert_eq!((stored.record.version, stored.created), (Version(2), first));
-    let deleted = WatchEvent::Deleted { id: ShardId(2), revision: stored.modified + 1 };
+    let deleted =
+        WatchEvent::Change(WatchChange::Deleted { id: ShardId(2), revision: stored.modified + 1 });
     assert_eq!(next(&mut watch).await, deleted);
 }
 
@@ -76,7 +82,7 @@ async fn a_broken_stream_is_followed_by_a_list_that_lacks_nothing() {
     // Once a change is received, the stream is open, and only its end leads to another list.
     let second = make(&direct, 3).await;
     assert!(
-        matches!(next(&mut watch).await, WatchEvent::Changed(stored) if stored.modified == second)
+        matches!(next(&mut watch).await, WatchEvent::Change(WatchChange::Changed(stored)) if stored.modified == second)
     );
 
     relay.lose_answers();
@@ -91,7 +97,7 @@ async fn a_broken_stream_is_followed_by_a_list_that_lacks_nothing() {
     assert_eq!((ids, listed.revision), (vec![2, 3, 4], last));
     make(&direct, 5).await;
     assert!(
-        matches!(next(&mut watch).await, WatchEvent::Changed(stored) if stored.id == ShardId(5))
+        matches!(next(&mut watch).await, WatchEvent::Change(WatchChange::Changed(stored)) if stored.id == ShardId(5))
     );
 }
 
@@ -109,7 +115,9 @@ async fn a_restart_of_etcd_is_survived() {
         loop {
             match next(&mut watch).await {
                 WatchEvent::All(listed) if listed.all.len() == 2 => return,
-                WatchEvent::Changed(stored) if stored.id == ShardId(2) => return,
+                WatchEvent::Change(WatchChange::Changed(stored)) if stored.id == ShardId(2) => {
+                    return;
+                }
                 _ => {}
             }
         }
@@ -191,7 +199,7 @@ async fn an_etcd_whose_history_went_back_is_not_followed() {
         }
     })
     .await;
-    let WatchEvent::WentBack { was: former, now } = event else { panic!("{event:?}") };
+    let WatchEvent::WentBack(WentBack { was: former, now }) = event else { panic!("{event:?}") };
     assert_eq!(former, was);
     assert!(now < was);
     assert_eq!(within(5, watch.next()).await, None, "it has ended");

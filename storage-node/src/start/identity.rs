@@ -14,7 +14,7 @@ use engine::node::boot::{
 use engine::records::{Meta, NameRecord, NodeRecord, StoreRecord, StoreStatus};
 use engine::shard_record::ShardRecord;
 use engine::store::log::LogRecord;
-use metastore::{BootGuard, Error, Metastore, Revisioned, TxnOutcome};
+use metastore::{BootGuard, CasOutcome, Error, Metastore, Revisioned};
 use process::ProcessExit;
 use telemetry::Health;
 use tokio::net::TcpListener;
@@ -358,7 +358,7 @@ impl StartUp<'_> {
         };
         let outcome = txn.commit().await;
         match outcome {
-            Ok(TxnOutcome::Done { .. }) => Ok(()),
+            Ok(CasOutcome::Done { .. }) => Ok(()),
             Ok(lost) => {
                 warn!(%store, ?lost, "identity claim not confirmed, re-reading");
                 Ok(())
@@ -453,7 +453,7 @@ pub(crate) async fn note_suspect(metastore: &Metastore, guard: BootGuard) {
         metastore.replace(&guard.store, &record, kept.modified).await.ok()
     };
     match timeout(Duration::from_secs(1), note).await {
-        Ok(Some(TxnOutcome::Done { .. })) => {
+        Ok(Some(CasOutcome::Done { .. })) => {
             info!(store = %guard.store, "store recorded as suspect")
         }
         _ => warn!(store = %guard.store, "could not record the store as suspect"),

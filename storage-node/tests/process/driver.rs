@@ -1,6 +1,7 @@
 //! Single parts of the driver: with real sockets and a real etcd, and the test in the loop's place,
 //! which can be slower than any loop.
 
+use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
 use engine::batch::{Batch, Codec};
@@ -13,13 +14,13 @@ use engine::records::NodeRecord;
 use engine::shard::state::ShardState;
 use engine::shard_record::ShardRecord;
 use engine::store::layout;
-use metastore::{Metastore, Settings, TxnOutcome};
+use metastore::{Metastore, Settings};
 use proto::wire::gateway_client::GatewayClient;
 use proto::wire::peer_client::PeerClient;
 use proto::wire::{self, snapshot_part};
 use storage_node::disk::Disk;
 use storage_node::disk_settings::{DiskSettings, MemoryPlan};
-use storage_node::etcd::{EtcdClient, EtcdFollower, EtcdRequest};
+use storage_node::etcd::{EtcdClient, EtcdFollower};
 use storage_node::inbox::{Inbox, LoopMessage};
 use storage_node::names::StoreNames;
 use storage_node::peers::{PeerLimits, Peers};
@@ -64,12 +65,12 @@ async fn a_proposal_whose_answer_was_lost_is_reported_as_unknown() {
         ..ShardRecord::default()
     };
     let made = cluster.metastore.create(&first.shard(), &first).await;
-    let Ok(TxnOutcome::Done { revision: expect }) = made else { panic!("{made:?}") };
+    let Ok(CasOutcome::Done { mod_revision: expect }) = made else { panic!("{made:?}") };
     let (inbox, mut messages) = Inbox::new(1 << 20);
     let etcd = EtcdClient::new(store, inbox, telemetry::critical_tasks().0, 1);
     let mut propose = |proposal| {
         let record = ShardRecord { version: Version(2), ..first.clone() };
-        etcd.perform(EtcdRequest::Propose { proposal, expect, record, candidate: None });
+        etcd.perform(|etcd| etcd.propose(proposal, expect, record, None));
         proposed(&mut messages, proposal)
     };
     calls.next("Txn", Fate::Refuse);
@@ -89,39 +90,47 @@ async fn a_read_whose_answer_was_lost_is_no_empty_list() {
     let cluster = Cluster::start(1).await;
     let shard = ShardRecord { slots: Slots::ALL, ..ShardRecord::default() };
     let made = cluster.metastore.create(&shard.shard(), &shard).await;
-    assert!(matches!(made, Ok(TxnOutcome::Done { .. })), "{made:?}");
+    assert!(matches!(made, Ok(CasOutcome::Done { .. })), "{made:?}");
     let calls = Calls::start(cluster.etcd.endpoint()).await;
     let settings = Settings::new(vec![calls.endpoint()], "test");
     let store = Metastore::connect(&settings).await.expect("etcd answers");
-    let (inbox, mut messages) = Inbox::new(1 << 20);
+    let (inbox, messages) = Inbox::new(1 << 20);
     let etcd = EtcdClient::new(store, inbox, telemetry::critical_tasks().0, 1);
-    let mut ask = |request| {
-        etcd.perform(request);
-        next_within(QUIET, &mut messages)
+    let messages = RefCell::new(messages);
+    let next = || next_within(QUIET, &mut messages.borrow_mut());
+    let check = || {
+        etcd.perform(|etcd| etcd.check(4, vec![shard.shard()]));
+        next()
     };
-    let check = || EtcdRequest::CheckEtcd { check: 4, shards: vec![shard.shard()] };
-    let read = || EtcdRequest::ReadRecord { read: 9, shard: shard.shard() };
+    let list = || {
+        etcd.perform(EtcdClient::list_sessions);
+        next()
+    };
+    let read = || {
+        etcd.perform(|etcd| etcd.read_record(9, shard.shard()));
+        next()
+    };
     for _ in 0..3 {
         calls.next("Range", Fate::LoseAnswer);
     }
-    let checked = ask(check());
+    let checked = check();
     let Some(LoopMessage::Event(Event::EtcdChecked { check: 4, records: None })) = checked else {
         panic!("{checked:?}")
     };
-    let listed = ask(EtcdRequest::ListSessions);
+    let listed = list();
     assert!(listed.is_none(), "{listed:?}");
-    let seen = ask(read());
+    let seen = read();
     assert!(seen.is_none(), "{seen:?}");
     // The same requests with an answer:
-    let checked = ask(check());
+    let checked = check();
     let Some(LoopMessage::Event(Event::EtcdChecked { check: 4, records: Some(records) })) = checked
     else {
         panic!("{checked:?}")
     };
     assert_eq!(records, std::slice::from_ref(&shard));
-    let listed = ask(EtcdRequest::ListSessions);
+    let listed = list();
     assert!(matches!(listed, Some(LoopMessage::Event(Event::SessionsListed { .. }))), "{listed:?}");
-    let seen = ask(read());
+    let seen = read();
     assert!(
         matches!(seen, Some(LoopMessage::Event(Event::ShardRecord { read: Some(9), .. }))),
         "{seen:?}"

@@ -10,7 +10,7 @@ use engine::ids::{Epoch, ShardId, Slots, StoreBoot, StoreId, Version};
 use engine::message::{NodeQuery, NodeQueryReply, ReplicaStatus};
 use engine::records::{Meta, NodeRecord, StoreRecord};
 use engine::shard_record::ShardRecord;
-use metastore::{Metastore, Revisioned, TxnOutcome};
+use metastore::{CasOutcome, Metastore, Revisioned};
 use proto::wire;
 use proto::wire::control_client::ControlClient;
 use rustix::process::{Pid, Signal, kill_process};
@@ -72,7 +72,7 @@ impl Cluster {
         let etcd = Etcd::start().await;
         let metastore = metastore_of(&etcd).await;
         let made = metastore.create(&(), &meta(min_in_sync)).await;
-        assert!(matches!(made, Ok(TxnOutcome::Done { .. })), "{made:?}");
+        assert!(matches!(made, Ok(CasOutcome::Done { .. })), "{made:?}");
         Self { etcd, metastore, folders: tempfile::tempdir().expect("a temporary folder") }
     }
 
@@ -146,7 +146,7 @@ impl Cluster {
             ..ShardRecord::default()
         };
         let placed = self.metastore.create(&record.shard(), &record).await;
-        assert!(matches!(placed, Ok(TxnOutcome::Done { .. })), "{placed:?}");
+        assert!(matches!(placed, Ok(CasOutcome::Done { .. })), "{placed:?}");
     }
 
     pub(crate) async fn shard(&self) -> Revisioned<ShardRecord> {
@@ -163,7 +163,7 @@ impl Cluster {
             change(&mut record);
             record.version = Version(record.version.0 + 1);
             let changed = self.metastore.replace(&kept.id, &record, kept.modified).await;
-            if matches!(changed, Ok(TxnOutcome::Done { .. })) {
+            if matches!(changed, Ok(CasOutcome::Done { .. })) {
                 return;
             }
             assert!(began.elapsed() < TIMEOUT, "{changed:?}");

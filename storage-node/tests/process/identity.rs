@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use engine::ids::{Epoch, Slots, Version};
 use engine::records::{NodeRecord, StoreRecord, StoreStatus};
 use engine::shard_record::ShardRecord;
-use metastore::{BootGuard, HeldKey, LeaseEvent, LeaseSettings, Revisioned, TxnOutcome};
+use metastore::{BootGuard, CasOutcome, HeldKey, LeaseEvent, LeaseSettings, Revisioned};
 use rustix::process::Signal;
 
 use crate::calls::{Calls, Fate};
@@ -43,7 +43,7 @@ async fn a_copy_of_a_running_node_is_refused_though_its_key_is_gone() {
     copy_folder(&cluster.folder("a"), &folder);
     let key = cluster.key(node.me.store).await.expect("it is registered");
     let gone = cluster.metastore.delete::<NodeRecord>(&node.me.store, key.modified).await;
-    assert!(matches!(gone, Ok(TxnOutcome::Done { .. })), "{gone:?}");
+    assert!(matches!(gone, Ok(CasOutcome::Done { .. })), "{gone:?}");
     let mut copy = cluster.spawn_with("a", &folder, &[]);
     copy.refuses(4, "it answers a probe").await;
     let kept = cluster.store("a").await.expect("its record");
@@ -151,7 +151,7 @@ async fn of_two_nodes_that_start_at_once_one_gets_the_name() {
     }
     let metastore = metastore_of(&etcd).await;
     let made = metastore.create(&(), &meta(1)).await;
-    assert!(matches!(made, Ok(TxnOutcome::Done { .. })), "{made:?}");
+    assert!(matches!(made, Ok(CasOutcome::Done { .. })), "{made:?}");
     let (refused, serves) = tokio::select! {
         _ = one.ended() => (&mut one, &mut other),
         _ = other.ended() => (&mut other, &mut one),
@@ -189,10 +189,10 @@ async fn a_store_that_was_given_up_is_taken_back_while_a_shard_counts_on_it() {
         ..ShardRecord::default()
     };
     let made = cluster.metastore.create(&shard.shard(), &shard).await;
-    assert!(matches!(made, Ok(TxnOutcome::Done { .. })), "{made:?}");
+    assert!(matches!(made, Ok(CasOutcome::Done { .. })), "{made:?}");
     let lost = StoreRecord { status: StoreStatus::Lost, ..kept.record };
     let noted = cluster.metastore.replace(&kept.id, &lost, kept.modified).await;
-    assert!(matches!(noted, Ok(TxnOutcome::Done { .. })), "{noted:?}");
+    assert!(matches!(noted, Ok(CasOutcome::Done { .. })), "{noted:?}");
     cluster.node("a").await;
     let status = cluster.store("a").await.expect("its record").record.status;
     assert_eq!(status, StoreStatus::Active);
@@ -206,7 +206,7 @@ async fn a_store_that_was_given_up_is_refused() {
     let kept = cluster.store("a").await.expect("its record");
     let lost = StoreRecord { status: StoreStatus::Lost, ..kept.record };
     let noted = cluster.metastore.replace(&kept.id, &lost, kept.modified).await;
-    assert!(matches!(noted, Ok(TxnOutcome::Done { .. })), "{noted:?}");
+    assert!(matches!(noted, Ok(CasOutcome::Done { .. })), "{noted:?}");
     cluster.spawn("a").refuses(4, "given up").await;
 }
 
@@ -220,7 +220,7 @@ async fn a_start_waits_for_etcd_and_for_the_cluster() {
     etcd.run().await;
     node.until_ready_shows(503, "meta").await;
     let made = metastore_of(&etcd).await.create(&(), &meta(1)).await;
-    assert!(matches!(made, Ok(TxnOutcome::Done { .. })), "{made:?}");
+    assert!(matches!(made, Ok(CasOutcome::Done { .. })), "{made:?}");
     node.until_ready_shows(200, "ok").await;
 }
 
@@ -231,7 +231,7 @@ async fn a_disk_of_another_cluster_is_refused() {
     assert_eq!(node.stop().await, Some(0));
     let another = engine::records::Meta { cluster: 0xC2, ..meta(1) };
     let made = metastore_of(&other).await.create(&(), &another).await;
-    assert!(matches!(made, Ok(TxnOutcome::Done { .. })), "{made:?}");
+    assert!(matches!(made, Ok(CasOutcome::Done { .. })), "{made:?}");
     // `--check-config` sees this, and starts nothing.
     let owner = storage_node::inspect::owner(&one.folder("a")).expect("it can be read");
     assert_eq!(owner.map(|owner| owner.cluster), Some(meta(1).cluster));

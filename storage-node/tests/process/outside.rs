@@ -8,7 +8,7 @@ use engine::ids::{
 };
 use engine::message::{FromFollower, GatewayMessage, NodeReply, Reject, Slice, ToFollower};
 use engine::records::Meta;
-use metastore::{EtcdRecord, TxnOutcome};
+use metastore::{CasOutcome, EtcdRecord};
 use prost::Message;
 use proto::MESSAGE_BYTES_MAX;
 use proto::wire;
@@ -171,7 +171,7 @@ async fn a_record_of_a_newer_build_is_refused_and_named() {
     let cluster = Cluster::start(1).await;
     let meta = cluster.metastore.get::<Meta>(&()).await.expect("etcd answers").expect("a cluster");
     let changed = cluster.metastore.replace(&(), &NewerMeta, meta.modified).await;
-    assert!(matches!(changed, Ok(TxnOutcome::Done { .. })), "{changed:?}");
+    assert!(matches!(changed, Ok(CasOutcome::Done { .. })), "{changed:?}");
     let mut node = cluster.spawn("a");
     node.refuses(1, "/meta: malformed meta record format: written by a newer dkc").await;
 }

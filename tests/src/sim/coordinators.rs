@@ -163,7 +163,7 @@ impl CoordinatorDriver<'_> {
                 self.handle(core, Event::Reported { from, report });
             }
             ProcessInput::Report { from: None, report } => {
-                self.handle(core, Event::GatewayReported { suspects: report.silent });
+                self.handle(core, Event::GatewayReported(report.silent));
             }
             other => unreachable!("a coordinator does not receive {other:?}"),
         }
@@ -279,7 +279,7 @@ impl CoordinatorDriver<'_> {
                 }
                 *core.decisions.entry(kind).or_default() += 1;
             }
-            Effect::Exit { difference } => {
+            Effect::Exit(difference) => {
                 let violation = Violation { promise: "heals", detail: difference };
                 core.oracle.violations.push(violation);
             }
@@ -589,7 +589,7 @@ fn kind_of(decision: &Decision) -> &'static str {
         Decision::PlacementWaits(_) => "waits",
         Decision::Placed { .. } => "placed",
         Decision::Died { .. } => "died",
-        Decision::Returned { .. } => "returned",
+        Decision::Returned(_) => "returned",
         Decision::Promoted { .. } => "promoted",
         Decision::LossAccepted(_) => "loss accepted",
         Decision::Leaderless { .. } => "leaderless",
@@ -597,8 +597,8 @@ fn kind_of(decision: &Decision) -> &'static str {
         Decision::Recruited { .. } => "recruited",
         Decision::Released { .. } => "released",
         Decision::Lost { .. } => "lost",
-        Decision::Draining { .. } | Decision::Undrained { .. } => "drained",
-        Decision::Cleared { .. } => "cleared",
+        Decision::Draining(_) | Decision::Undrained(_) => "drained",
+        Decision::Cleared(_) => "cleared",
         Decision::Guarded { .. } => "guarded",
         Decision::Unguarded => "unguarded",
     }
