@@ -62,53 +62,60 @@ impl Nodes {
     }
 
     pub(crate) fn probe(&mut self, target: QueryTarget<'_>, probe: u64) {
-        let Some(client) = self.client(&target) else {
-            return self.reply_now(Event::Probed { probe, result: ProbeResult::Silent });
-        };
-        let message = target.message(NodeQuery::Probe { to: target.to });
-        let messages = self.messages.clone();
-        self.spawn(async move {
-            let result = match query(client, message, PROBE_LIMIT).await {
+        let query = NodeQuery::Probe { to: target.to };
+        self.ask(target, query, PROBE_LIMIT, move |reply| {
+            let result = match reply {
                 Ok(NodeQueryReply::Probe { from, fsync_age_ms }) => {
                     ProbeResult::Alive { from, fsync_age_ms }
                 }
                 Ok(_) | Err(QueryFailure::Silent) => ProbeResult::Silent,
                 Err(QueryFailure::Refused) => ProbeResult::Refused,
             };
-            send(messages, Event::Probed { probe, result }).await;
+            Event::Probed { probe, result }
         });
     }
 
     pub(crate) fn gather(&mut self, target: QueryTarget<'_>, gather: u64, shards: Vec<ShardId>) {
         let to = target.to;
-        let Some(client) = self.client(&target) else {
-            return self.reply_now(Event::Gathered { gather, store: to.store, ends: None });
-        };
-        let message = target.message(NodeQuery::Gather { shards });
-        let messages = self.messages.clone();
-        self.spawn(async move {
-            let ends = match query(client, message, GATHER_LIMIT).await {
+        self.ask(target, NodeQuery::Gather { shards }, GATHER_LIMIT, move |reply| {
+            let ends = match reply {
                 // Another process of that store may have another log.
                 Ok(NodeQueryReply::Gather { from, ends }) if from == to => Some(ends),
                 _ => None,
             };
-            send(messages, Event::Gathered { gather, store: to.store, ends }).await;
+            Event::Gathered { gather, store: to.store, ends }
         });
     }
 
     pub(crate) fn step_down(&mut self, target: QueryTarget<'_>, shard: ShardId, epoch: Epoch) {
-        let Some(client) = self.client(&target) else {
-            return self.reply_now(Event::SteppedDown { shard, epoch, end: None });
-        };
-        let message = target.message(NodeQuery::StepDown { shard, epoch });
-        let messages = self.messages.clone();
-        self.spawn(async move {
-            let end = match query(client, message, STEP_DOWN_LIMIT).await {
+        self.ask(target, NodeQuery::StepDown { shard, epoch }, STEP_DOWN_LIMIT, move |reply| {
+            let end = match reply {
                 Ok(NodeQueryReply::StepDown { shard: of, end }) if of == shard => end,
                 _ => None,
             };
-            send(messages, Event::SteppedDown { shard, epoch, end }).await;
+            Event::SteppedDown { shard, epoch, end }
         });
+    }
+
+    /// Queries a node in a critical task, since the state machine waits for the result of each
+    /// query. A node that can't be dialled is silent.
+    fn ask(
+        &mut self,
+        target: QueryTarget<'_>,
+        asked: NodeQuery,
+        limit: Duration,
+        event: impl FnOnce(Result<NodeQueryReply, QueryFailure>) -> Event + Send + 'static,
+    ) {
+        let client = self.client(&target);
+        let message = wire::NodeQuery::new(target.cluster, asked);
+        let messages = self.messages.clone();
+        tokio::spawn(self.tasks.job("a query to a node", async move {
+            let reply = match client {
+                Some(client) => query(client, message, limit).await,
+                None => Err(QueryFailure::Silent),
+            };
+            let _driver_gone = messages.send(DriverMessage::Event(event(reply))).await;
+        }));
     }
 
     /// Returns the connection to a node, or `None` if its address is not known or can't be dialled.
@@ -139,16 +146,6 @@ impl Nodes {
                 "node can't be dialled and gets no shards: restart it with another --advertise");
         }
     }
-
-    /// Sends a result without a query.
-    fn reply_now(&self, event: Event) {
-        self.spawn(send(self.messages.clone(), event));
-    }
-
-    /// Runs a query in a critical task: the state machine waits for the result of each query.
-    fn spawn(&self, query: impl Future<Output = ()> + Send + 'static) {
-        tokio::spawn(self.tasks.job("a query to a node", query));
-    }
 }
 
 /// The node that a query is for.
@@ -158,12 +155,6 @@ pub(crate) struct QueryTarget<'a> {
     pub(crate) name: String,
     pub(crate) address: Option<&'a str>,
     pub(crate) cluster: u128,
-}
-
-impl QueryTarget<'_> {
-    fn message(&self, query: NodeQuery) -> wire::NodeQuery {
-        wire::NodeQuery::new(self.cluster, query)
-    }
 }
 
 /// Returns a client that connects at the first query, and again whenever the connection is gone.
@@ -205,10 +196,6 @@ async fn query(
 /// query.
 fn was_cut(status: &Status) -> bool {
     status.source().is_some() && !is_refused(status)
-}
-
-async fn send(messages: mpsc::Sender<DriverMessage>, event: Event) {
-    let _driver_gone = messages.send(DriverMessage::Event(event)).await;
 }
 
 #[cfg(test)]
