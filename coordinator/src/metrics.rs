@@ -2,6 +2,7 @@
 
 use engine::coordinator::decision::Cause;
 use engine::node::CasOutcome;
+use telemetry::metric;
 use telemetry::prometheus_client::metrics::counter::Counter;
 use telemetry::prometheus_client::metrics::family::Family;
 use telemetry::prometheus_client::metrics::gauge::Gauge;
@@ -24,44 +25,34 @@ pub(crate) struct Gauges {
 }
 
 impl Gauges {
-    pub(crate) fn new() -> Self {
-        // All labels exist from the start, so that the first event of each shows as an increase.
-        let (deaths, proposals) = (Family::default(), Family::default());
-        for why in Cause::ALL {
-            drop(deaths.get_or_create(&[("cause", cause(why))]));
-        }
-        for outcome in ["done", "failed", "unknown"] {
-            drop(proposals.get_or_create(&[("outcome", outcome)]));
-        }
+    pub(crate) fn new(registry: &mut Registry) -> Self {
         let seconds = [0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 6.0, 15.0, 60.0];
-        Self {
-            promotions: Counter::default(),
-            losses: Counter::default(),
+        let gauges = Self {
+            promotions: metric(registry, "promotions", "Shards that got a new primary"),
+            losses: metric(
+                registry,
+                "losses",
+                "Shards that began an epoch with a recorded data loss",
+            ),
             promotion_seconds: Histogram::new(seconds),
-            elections: Counter::default(),
-            leading: Gauge::default(),
-            deaths,
-            proposals,
-        }
-    }
-
-    pub(crate) fn register(&self, registry: &mut Registry) {
-        let promotions = self.promotions.clone();
-        registry.register("promotions", "Shards that got a new primary", promotions);
-        let losses = self.losses.clone();
-        registry.register("losses", "Shards that began an epoch with a recorded data loss", losses);
+            elections: metric(registry, "elections", "Elections that this process has won"),
+            leading: metric(registry, "leading", "1 while this process is the leader"),
+            deaths: metric(registry, "node_deaths", "Nodes found dead by a probe"),
+            proposals: metric(registry, "proposals", "Transactions sent to etcd"),
+        };
         registry.register(
             "promotion_seconds",
             "Time from the detection that a shard needs a new primary until it was written to etcd",
-            self.promotion_seconds.clone(),
+            gauges.promotion_seconds.clone(),
         );
-        let elections = self.elections.clone();
-        registry.register("elections", "Elections that this process has won", elections);
-        registry.register("leading", "1 while this process is the leader", self.leading.clone());
-        let deaths = self.deaths.clone();
-        registry.register("node_deaths", "Nodes found dead by a probe", deaths);
-        let proposals = self.proposals.clone();
-        registry.register("proposals", "Transactions sent to etcd", proposals);
+        // All labels exist from the start, so that the first event of each shows as an increase.
+        for why in Cause::ALL {
+            drop(gauges.deaths.get_or_create(&[("cause", cause(why))]));
+        }
+        for outcome in ["done", "failed", "unknown"] {
+            drop(gauges.proposals.get_or_create(&[("outcome", outcome)]));
+        }
+        gauges
     }
 
     pub(crate) fn died(&self, why: Cause) {

@@ -1,7 +1,5 @@
 //! The process: its listeners, its start while etcd is away, and its shutdown.
 
-use std::sync::Arc;
-
 use engine::coordinator::Coordinator;
 use metastore::{CoordinatorRecord, LeaseSettings, Metastore};
 use process::{ProcessExit, StopSignals};
@@ -51,9 +49,9 @@ pub async fn serve(options: Options, stop: impl Future<Output = ()>) -> Result<(
     // them ends this function.
     let mut beside = JoinSet::new();
     let health = Health::new("etcd");
-    let gauges = Gauges::new();
-    let metrics = Arc::new(Metrics::new(|registry| gauges.register(registry)));
-    let monitoring = process::monitoring(options.process.metrics, health.clone(), metrics).await?;
+    let (metrics, gauges) = Metrics::new(Gauges::new);
+    let monitoring =
+        process::monitoring(options.process.metrics, health.clone(), metrics.into()).await?;
     beside.spawn(tasks.forever("serving --metrics", monitoring));
     let (listener, address) = options.listen.bind().await?;
     let (messages, inbox) = mpsc::channel(INBOX_MAX);

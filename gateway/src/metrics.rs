@@ -1,10 +1,10 @@
 //! The metrics of a gateway. Their names are a contract: dashboards are built on them.
 
 use std::sync::OnceLock;
-use std::sync::atomic::AtomicU64;
 
 use engine::batcher::Counts;
 use engine::message::REFUSAL_LABELS;
+use telemetry::metric;
 use telemetry::prometheus_client::metrics::counter::Counter;
 use telemetry::prometheus_client::metrics::family::Family;
 use telemetry::prometheus_client::metrics::gauge::Gauge;
@@ -66,57 +66,38 @@ const STATUSES: usize = 500;
 
 impl GatewayMetrics {
     pub(crate) fn new(registry: &mut Registry) -> Self {
-        let requests = Family::<LabelPairs<2>, Counter>::default();
-        registry.register(
-            "requests",
-            "Answered requests, by operation and status",
-            requests.clone(),
-        );
-        let refused = Family::<LabelPairs<1>, Counter>::default();
-        registry.register(
-            "refusals",
-            "Batches and reads that nodes refused, by reason",
-            refused.clone(),
-        );
-        let counter = |registry: &mut Registry, name, help| {
-            let counter = Counter::<u64, AtomicU64>::default();
-            registry.register(name, help, counter.clone());
-            counter
-        };
-        let connections = Gauge::<i64>::default();
-        registry.register("connections", "Open client connections", connections.clone());
-        let without_primary = Gauge::<i64>::default();
-        registry.register(
-            "gateway_shards_without_primary",
-            "Shards to whose primary this gateway has no connection",
-            without_primary.clone(),
-        );
-        let refusals = REFUSAL_LABELS
-            .map(|reason| refused.get_or_create(&[("reason", reason.to_owned())]).clone());
+        let requests = metric(registry, "requests", "Answered requests, by operation and status");
+        let help = "Batches and reads that nodes refused, by reason";
+        let refused: Family<LabelPairs<1>, Counter> = metric(registry, "refusals", help);
         Self {
             requests,
+            connections: metric(registry, "connections", "Open client connections"),
+            without_primary: metric(
+                registry,
+                "gateway_shards_without_primary",
+                "Shards to whose primary this gateway has no connection",
+            ),
+            refusals: REFUSAL_LABELS
+                .map(|reason| refused.get_or_create(&[("reason", reason.to_owned())]).clone()),
             known: std::array::from_fn(|_| std::array::from_fn(|_| OnceLock::new())),
-            refusals,
-            batches: counter(registry, "batches", "Batches sealed"),
-            sends: counter(
+            batches: metric(registry, "batches", "Batches sealed"),
+            sends: metric(
                 registry,
                 "batch_sends",
                 "Sends of batches, including the first send of each",
             ),
-            ops: counter(registry, "batched_ops", "Operations put into batches"),
-            ops_sent: counter(
+            ops: metric(registry, "batched_ops", "Operations put into batches"),
+            ops_sent: metric(
                 registry,
                 "batched_ops_sent",
                 "Operations sent in batches, after adds to one key were merged",
             ),
-            replays: counter(
+            replays: metric(
                 registry,
                 "idempotent_replays",
                 "Operations answered with the result of an earlier one with the same token",
             ),
-            connections,
-            without_primary,
-            shed: counter(
+            shed: metric(
                 registry,
                 "connections_shed",
                 "Idle client connections closed to make room for new ones",

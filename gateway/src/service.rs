@@ -59,9 +59,8 @@ pub async fn serve(
     let (directory, seen) = watch::channel(Directory::default());
     let (health, all) = (Health::new("etcd"), Health::new("etcd"));
     let (tasks, mut failures) = telemetry::critical_tasks();
-    let mut counters = None;
-    let metrics = Arc::new(Metrics::new(|registry| counters = Some(GatewayMetrics::new(registry))));
-    let counters = Arc::new(counters.expect("it was just filled"));
+    let (metrics, counters) = Metrics::new(GatewayMetrics::new);
+    let (metrics, counters) = (Arc::new(metrics), Arc::new(counters));
     let without = counters.without_primary.clone();
     let readiness =
         GatewayReadiness::new(health.clone(), all.clone(), seen.clone(), without, workers);

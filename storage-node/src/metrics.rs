@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use engine::ids::Now;
 use engine::message::{NodeReply, REFUSAL_LABELS};
 use engine::node::{Node, TokenCounts};
+use telemetry::metric;
 use telemetry::prometheus_client::metrics::counter::Counter;
 use telemetry::prometheus_client::metrics::family::Family;
 use telemetry::prometheus_client::metrics::gauge::Gauge;
@@ -16,6 +17,15 @@ use crate::names::StoreNames;
 
 type NodeLabels = Vec<(&'static str, String)>;
 
+/// The names and texts of the gauges that each shard led here has.
+const OF_SHARD: [(&str, &str); 5] = [
+    ("in_sync_replicas", "Size of the in-sync set, by shard led here"),
+    ("epoch", "Epoch, by shard led here"),
+    ("idempotency_records", "Idempotency tokens recorded, by shard led here"),
+    ("idempotency_bytes", "Bytes of token records, by shard led here"),
+    ("idempotency_bytes_max", "Limit of the bytes of token records, by shard led here"),
+];
+
 /// The handles of the metrics; clones share them.
 #[derive(Clone, Debug)]
 pub struct NodeMetrics {
@@ -24,12 +34,9 @@ pub struct NodeMetrics {
     frames: Counter,
     batches: Counter,
     refusals: Family<NodeLabels, Counter>,
-    in_sync_replicas: Family<NodeLabels, Gauge>,
+    /// The gauges by shard, in the order of [`OF_SHARD`].
+    of_shard: [Family<NodeLabels, Gauge>; OF_SHARD.len()],
     lag_entries: Family<NodeLabels, Gauge>,
-    epoch: Family<NodeLabels, Gauge>,
-    idempotency_records: Family<NodeLabels, Gauge>,
-    idempotency_bytes: Family<NodeLabels, Gauge>,
-    idempotency_bytes_max: Family<NodeLabels, Gauge>,
     idempotency_recorded: Counter,
     idempotency_refused: Counter,
     frozen_shards: Gauge,
@@ -54,164 +61,96 @@ pub struct NodeMetrics {
     tokens_seen: TokenCounts,
 }
 
-/// A histogram with buckets from 50 µs, doubling, to 1.6 s.
-fn times() -> Histogram {
-    Histogram::new((0..16).map(|power| 0.000_05 * f64::from(1u32 << power)))
-}
-
-impl Default for NodeMetrics {
-    fn default() -> Self {
-        let refusals = Family::<NodeLabels, Counter>::default();
-        // All are shown from the start, so that the first refusal is visible as a rise.
-        for reason in REFUSAL_LABELS {
-            drop(refusals.get_or_create(&labels_of_refusal(reason)));
-        }
-        Self {
-            commit_seconds: times(),
-            fsync_seconds: times(),
-            frames: Counter::default(),
-            batches: Counter::default(),
-            refusals,
-            in_sync_replicas: Family::default(),
-            lag_entries: Family::default(),
-            epoch: Family::default(),
-            idempotency_records: Family::default(),
-            idempotency_bytes: Family::default(),
-            idempotency_bytes_max: Family::default(),
-            idempotency_recorded: Counter::default(),
-            idempotency_refused: Counter::default(),
-            frozen_shards: Gauge::default(),
-            digest_mismatches: Counter::default(),
-            durability_violations: Counter::default(),
-            scrubs: Counter::default(),
-            scrub_damages: Counter::default(),
-            scrub_ended: Gauge::default(),
-            damaged_copies: Gauge::default(),
-            connections_closed_full: Counter::default(),
-            disk_full: Gauge::default(),
-            disk_free: Gauge::default(),
-            disk_reserve: Gauge::default(),
-            disk_free_inodes: Gauge::default(),
-            log_size: Gauge::default(),
+impl NodeMetrics {
+    /// Registers all metrics.
+    pub fn new(r: &mut Registry) -> Self {
+        let metrics = Self {
+            commit_seconds: times(
+                r,
+                "commit_seconds",
+                "Seconds from a batch's arrival to its acknowledgement",
+            ),
+            fsync_seconds: times(r, "fsync_seconds", "Seconds to write and fsync one group"),
+            frames: metric(r, "frames", "Frames received from gateways"),
+            batches: metric(r, "batches", "Batches received from gateways"),
+            refusals: metric(r, "refusals", "Batches and reads refused, by reason"),
+            of_shard: OF_SHARD.map(|(name, help)| metric(r, name, help)),
+            lag_entries: metric(
+                r,
+                "lag_entries",
+                "Entries not acknowledged by a follower, by shard led here and node",
+            ),
+            idempotency_recorded: metric(
+                r,
+                "idempotency_recorded",
+                "Requests whose token was recorded, in shards led here",
+            ),
+            idempotency_refused: metric(
+                r,
+                "idempotency_refused",
+                "Requests refused because there was no room for a token record, in shards led here",
+            ),
+            frozen_shards: metric(r, "frozen_shards", "Frozen shards led here"),
+            digest_mismatches: metric(
+                r,
+                "digest_mismatches",
+                "Followers whose digest differed at the same position",
+            ),
+            durability_violations: metric(
+                r,
+                "durability_violations",
+                "In-sync members that had lost acknowledged entries",
+            ),
+            scrubs: metric(r, "scrubs", "Scrubs completed"),
+            scrub_damages: metric(r, "scrub_damages", "Damaged copies found by scrubs"),
+            scrub_ended: metric(
+                r,
+                "scrub_ended_seconds",
+                "Unix time at which the last scrub ended, 0 if none since the start",
+            ),
+            damaged_copies: metric(
+                r,
+                "damaged_copies",
+                "Stopped copies that wait to be filled again",
+            ),
+            connections_closed_full: metric(
+                r,
+                "connections_closed_full",
+                "Connections closed because the other end did not read",
+            ),
+            disk_full: metric(
+                r,
+                "disk_full",
+                "1 while the disk is full: writes are refused, reads are served",
+            ),
+            disk_free: metric(
+                r,
+                "disk_free_bytes",
+                "Bytes free on the file system of the data folder",
+            ),
+            disk_reserve: metric(
+                r,
+                "disk_reserve_bytes",
+                "The node refuses writes when fewer bytes than this are free",
+            ),
+            disk_free_inodes: metric(
+                r,
+                "disk_free_inodes",
+                "Inodes free on the file system of the data folder",
+            ),
+            log_size: metric(r, "log_bytes", "Bytes of log segments in use"),
             shown: BTreeSet::new(),
             shown_lags: BTreeSet::new(),
             mismatches_seen: 0,
             violations_seen: 0,
             scrubs_seen: (0, 0),
             tokens_seen: TokenCounts::default(),
+        };
+        // All are shown from the start, so that the first refusal is visible as a rise.
+        for reason in REFUSAL_LABELS {
+            drop(metrics.refusals.get_or_create(&labels_of_refusal(reason)));
         }
-    }
-}
-
-impl NodeMetrics {
-    /// Registers all metrics.
-    pub fn register(&self, registry: &mut Registry) {
-        self.register_shards(registry);
-        self.register_store(registry);
-    }
-
-    fn register_shards(&self, r: &mut Registry) {
-        r.register(
-            "commit_seconds",
-            "Seconds from a batch's arrival to its acknowledgement",
-            self.commit_seconds.clone(),
-        );
-        r.register(
-            "fsync_seconds",
-            "Seconds to write and fsync one group",
-            self.fsync_seconds.clone(),
-        );
-        r.register("frames", "Frames received from gateways", self.frames.clone());
-        r.register("batches", "Batches received from gateways", self.batches.clone());
-        r.register("refusals", "Batches and reads refused, by reason", self.refusals.clone());
-        r.register(
-            "in_sync_replicas",
-            "Size of the in-sync set, by shard led here",
-            self.in_sync_replicas.clone(),
-        );
-        r.register(
-            "lag_entries",
-            "Entries not acknowledged by a follower, by shard led here and node",
-            self.lag_entries.clone(),
-        );
-        r.register("epoch", "Epoch, by shard led here", self.epoch.clone());
-        r.register(
-            "idempotency_records",
-            "Idempotency tokens recorded, by shard led here",
-            self.idempotency_records.clone(),
-        );
-        r.register(
-            "idempotency_bytes",
-            "Bytes of token records, by shard led here",
-            self.idempotency_bytes.clone(),
-        );
-        r.register(
-            "idempotency_bytes_max",
-            "Limit of the bytes of token records, by shard led here",
-            self.idempotency_bytes_max.clone(),
-        );
-        r.register(
-            "idempotency_recorded",
-            "Requests whose token was recorded, in shards led here",
-            self.idempotency_recorded.clone(),
-        );
-        r.register(
-            "idempotency_refused",
-            "Requests refused because there was no room for a token record, in shards led here",
-            self.idempotency_refused.clone(),
-        );
-        r.register("frozen_shards", "Frozen shards led here", self.frozen_shards.clone());
-    }
-
-    fn register_store(&self, r: &mut Registry) {
-        r.register(
-            "digest_mismatches",
-            "Followers whose digest differed at the same position",
-            self.digest_mismatches.clone(),
-        );
-        r.register(
-            "durability_violations",
-            "In-sync members that had lost acknowledged entries",
-            self.durability_violations.clone(),
-        );
-        r.register("scrubs", "Scrubs completed", self.scrubs.clone());
-        r.register("scrub_damages", "Damaged copies found by scrubs", self.scrub_damages.clone());
-        r.register(
-            "scrub_ended_seconds",
-            "Unix time at which the last scrub ended, 0 if none since the start",
-            self.scrub_ended.clone(),
-        );
-        r.register(
-            "damaged_copies",
-            "Stopped copies that wait to be filled again",
-            self.damaged_copies.clone(),
-        );
-        r.register(
-            "connections_closed_full",
-            "Connections closed because the other end did not read",
-            self.connections_closed_full.clone(),
-        );
-        r.register(
-            "disk_full",
-            "1 while the disk is full: writes are refused, reads are served",
-            self.disk_full.clone(),
-        );
-        r.register(
-            "disk_free_bytes",
-            "Bytes free on the file system of the data folder",
-            self.disk_free.clone(),
-        );
-        r.register(
-            "disk_reserve_bytes",
-            "The node refuses writes when fewer bytes than this are free",
-            self.disk_reserve.clone(),
-        );
-        r.register(
-            "disk_free_inodes",
-            "Inodes free on the file system of the data folder",
-            self.disk_free_inodes.clone(),
-        );
-        r.register("log_bytes", "Bytes of log segments in use", self.log_size.clone());
+        metrics
     }
 
     /// Observes the duration of writing and syncing one group.
@@ -261,14 +200,12 @@ impl NodeMetrics {
             let Some(primary) = view.primary else { continue };
             let shard = ("shard", view.shard.to_string());
             let labels = vec![shard.clone()];
-            self.in_sync_replicas.get_or_create(&labels).set(primary.record.isr.len() as i64);
-            self.epoch.get_or_create(&labels).set(i64_of(primary.epoch.0));
-            let records = view.state.tokens.records();
-            self.idempotency_records.get_or_create(&labels).set(i64_of(records));
-            let bytes = view.state.tokens.bytes();
-            self.idempotency_bytes.get_or_create(&labels).set(i64_of(bytes));
+            let (isr, tokens) = (primary.record.isr.len() as u64, &view.state.tokens);
             let bytes_max = node.limits().settings.bytes_max_of(view.state.slots);
-            self.idempotency_bytes_max.get_or_create(&labels).set(i64_of(bytes_max));
+            let values = [isr, primary.epoch.0, tokens.records(), tokens.bytes(), bytes_max];
+            for (gauge, value) in self.of_shard.iter().zip(values) {
+                gauge.get_or_create(&labels).set(i64_of(value));
+            }
             for (&store, follower) in &primary.followers {
                 let labels = vec![shard.clone(), ("node", names.of(store))];
                 let lag = view.last.seq.0.saturating_sub(follower.acked.0);
@@ -279,11 +216,7 @@ impl NodeMetrics {
             shown.insert(labels);
         }
         for gone in self.shown.difference(&shown) {
-            self.in_sync_replicas.remove(gone);
-            self.epoch.remove(gone);
-            self.idempotency_records.remove(gone);
-            self.idempotency_bytes.remove(gone);
-            self.idempotency_bytes_max.remove(gone);
+            self.of_shard.iter().for_each(|gauge| _ = gauge.remove(gone));
         }
         for gone in self.shown_lags.difference(&shown_lags) {
             self.lag_entries.remove(gone);
@@ -301,6 +234,13 @@ impl NodeMetrics {
         raise(&self.idempotency_refused, &mut self.tokens_seen.refused, refused);
         raise(&self.durability_violations, &mut self.violations_seen, node.durability_violations());
     }
+}
+
+/// Registers a histogram with buckets from 50 µs, doubling, to 1.6 s.
+fn times(registry: &mut Registry, name: &str, help: &str) -> Histogram {
+    let histogram = Histogram::new((0..16).map(|power| 0.000_05 * f64::from(1u32 << power)));
+    registry.register(name, help, histogram.clone());
+    histogram
 }
 
 fn labels_of_refusal(reason: &'static str) -> NodeLabels {

@@ -51,11 +51,10 @@ async fn serve(options: Options) -> Result<(), ProcessExit> {
     let mut signals = StopSignals::new()?;
     let mut stop = std::pin::pin!(signals.next());
     let health = Health::new("recovery");
-    let metrics = NodeMetrics::default();
+    let (shown, metrics) = Metrics::new(NodeMetrics::new);
     let (tasks, mut failures) = telemetry::critical_tasks();
-    let shown = Arc::new(Metrics::new(|registry| metrics.register(registry)));
     let monitoring =
-        process::monitoring(settings.options.process.metrics, health.clone(), shown).await?;
+        process::monitoring(settings.options.process.metrics, health.clone(), shown.into()).await?;
     tokio::spawn(tasks.forever("serving --metrics", monitoring));
     let (inbox, messages) = Inbox::new(settings.memory.intake_bytes);
     let starting = start(&settings, &health, &inbox, messages);

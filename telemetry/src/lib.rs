@@ -23,6 +23,6 @@ pub use critical_tasks::{CriticalTasks, TaskFailures, critical_tasks};
 pub use grpc::grpc;
 pub use health::Health;
 pub use log::{LogFormat, LogGuard, LogLevel, LogOptions, logs};
-pub use metrics::Metrics;
+pub use metrics::{Metrics, metric};
 pub use prometheus_client;
 pub use server::{TextPage, page, serve};

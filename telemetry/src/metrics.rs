@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use prometheus_client::encoding::text::encode;
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Metric, Registry};
 
 use crate::log::DROPPED;
 
@@ -15,17 +15,17 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Creates the registry. `fill` registers the role's metrics, by names without the prefix.
-    /// Counters get `_total` appended when they are written out.
-    pub fn new(fill: impl FnOnce(&mut Registry)) -> Self {
+    /// Creates the registry. `fill` registers the role's metrics, by names without the prefix, and
+    /// returns their handles. Counters get `_total` appended when they are written out.
+    pub fn new<T>(fill: impl FnOnce(&mut Registry) -> T) -> (Self, T) {
         let mut registry = Registry::with_prefix("dkc");
         registry.register(
             "log_lines_dropped",
             "Lines of the log that could not be written",
             DROPPED.clone(),
         );
-        fill(&mut registry);
-        Self { registry }
+        let handles = fill(&mut registry);
+        (Self { registry }, handles)
     }
 
     /// Returns the metrics in Prometheus' text format, version 0.0.4, which every scraper reads.
@@ -36,6 +36,13 @@ impl Metrics {
             Err(error) => format!("# metrics could not be written: {error}\n"),
         }
     }
+}
+
+/// Registers a metric and returns its handle. Clones of it share the value.
+pub fn metric<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
+    let metric = M::default();
+    registry.register(name, help, metric.clone());
+    metric
 }
 
 /// Converts from OpenMetrics, which the library writes. There a counter `x` has samples `x_total`;

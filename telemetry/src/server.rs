@@ -117,7 +117,8 @@ mod tests {
     fn answer(method: Method, path: &str, health: &Health) -> Response<Full<Bytes>> {
         let counter = Counter::<u64>::default();
         counter.inc_by(3);
-        let metrics = Metrics::new(|registry| registry.register("batches", "Batches", counter));
+        let (metrics, ()) =
+            Metrics::new(|registry| registry.register("batches", "Batches", counter));
         let request = hyper::Request::builder().method(method).uri(path).body(()).unwrap();
         respond(&request, health, &metrics)
     }
