@@ -12,7 +12,6 @@ use memchr::{memchr, memchr2};
 /// The dialect of CSV, which is defined by its delimiter.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Csv {
-    /// The byte between two fields.
     pub(super) delimiter: u8,
 }
 

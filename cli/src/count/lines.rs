@@ -10,9 +10,7 @@ use serde::{Deserialize, Serialize};
 /// The lines `first_line` to `last_line`, both included, numbered from 1.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
 pub(crate) struct LineRange {
-    /// The first line.
     pub(crate) first_line: u64,
-    /// The last line.
     pub(crate) last_line: u64,
 }
 

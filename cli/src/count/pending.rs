@@ -78,9 +78,7 @@ enum ItemState {
 /// The outcome of a batch's lines.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(crate) struct BatchOutcome {
-    /// The number of the first line in the input.
     pub(crate) first_line: u64,
-    /// The number of lines.
     pub(crate) lines: u64,
     /// The number of lines without a key.
     pub(crate) skipped: u64,

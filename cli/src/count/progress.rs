@@ -14,7 +14,6 @@ pub(crate) struct ProgressState {
     pub(crate) lines: u64,
     /// Bytes of the input that were read.
     pub(crate) bytes: u64,
-    /// The time since the count began.
     pub(crate) elapsed: Duration,
     /// Requests that were rejected and wait to be sent again.
     pub(crate) waiting: usize,

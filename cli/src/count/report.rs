@@ -11,7 +11,6 @@ use crate::output::{self, grouped};
 /// The result of a count, which is also the JSON that `--json` prints.
 #[derive(Debug, Default, Serialize)]
 pub(super) struct CountReport {
-    /// The namespace of the counters.
     pub(super) namespace: String,
     /// The number of lines read. `lines` = `applied` + lines unknown, not applied and failed +
     /// `skipped`.
@@ -45,13 +44,10 @@ pub(super) struct CountReport {
     /// True if each line that was read is in one of the categories above.
     #[serde(skip)]
     pub(super) settled: bool,
-    /// The reasons of lines that were not counted.
     pub(super) reasons: Reasons,
     /// The number of requests that were sent again.
     pub(super) retries: u64,
-    /// The duration of the count.
     pub(super) seconds: f64,
-    /// Counted lines per second.
     pub(super) per_second: f64,
 }
 

@@ -13,7 +13,6 @@ use super::journal::JournalWriter;
 /// The stages in which a count stops.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(super) enum Stop {
-    /// The count continues.
     Not,
     /// No batch is sent or sent again; answers to requests in flight are awaited.
     Sending,
@@ -23,9 +22,7 @@ pub(super) enum Stop {
 
 /// The shared state of a count.
 pub(super) struct CountContext {
-    /// The path of the requests.
     pub(super) path: String,
-    /// The gateways.
     pub(super) urls: Vec<Url>,
     /// The maximum time for which a batch is sent again.
     pub(super) give_up: Duration,
@@ -37,7 +34,6 @@ pub(super) struct CountContext {
     pub(super) lines_max: Arc<AtomicUsize>,
     /// Set when nothing more is to be read; lines that were read are still counted.
     pub(super) closed: Arc<AtomicBool>,
-    /// The stage of the stop.
     pub(super) stop: watch::Sender<Stop>,
     /// Bytes of the input that were read.
     pub(super) bytes_read: AtomicU64,

@@ -12,7 +12,6 @@ use rustix::process::{Pid, Signal, kill_process};
 /// A process that existed when this value was created.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Process {
-    /// The pid.
     pub(crate) pid: u32,
     /// The start time in clock ticks since boot.
     pub(crate) started: u64,

@@ -11,9 +11,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) struct ClusterInfo {
     /// The name of the cluster.
     pub(crate) cluster: String,
-    /// All storage nodes.
     pub(crate) nodes: Vec<NodeInfo>,
-    /// All shards.
     pub(crate) shards: Vec<ShardInfo>,
     /// The epochs that began with a loss.
     pub(crate) losses: Vec<LossInfo>,
@@ -25,13 +23,11 @@ pub(crate) struct ClusterInfo {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct NodeInfo {
-    /// The name of the node.
     pub(crate) name: String,
     /// The gRPC address.
     pub(crate) address: String,
     /// The zone; empty if the node has none.
     pub(crate) zone: String,
-    /// The number of the boot.
     pub(crate) boot: u64,
     /// The state: `up`, `down` or another one.
     pub(crate) state: String,
@@ -57,9 +53,7 @@ pub(crate) struct ScrubInfo {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct LossInfo {
-    /// The shard.
     pub(crate) shard: u64,
-    /// The epoch that began with the loss.
     pub(crate) epoch: u64,
     /// The node whose copy became primary.
     pub(crate) primary: String,
@@ -78,7 +72,6 @@ pub(crate) struct LossInfo {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct GivenUpInfo {
-    /// The node that held the copy.
     pub(crate) node: String,
     /// The highest position that the copy is known to have held.
     pub(crate) last: Option<u64>,
@@ -88,13 +81,10 @@ pub(crate) struct GivenUpInfo {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct ShardInfo {
-    /// The id of the shard.
     pub(crate) id: u64,
-    /// The current epoch.
     pub(crate) epoch: u64,
     /// The state: `open`, `frozen`, `no-primary` or another one.
     pub(crate) state: String,
-    /// The primary, if there is one.
     pub(crate) primary: Option<String>,
     /// The nodes of the in-sync set.
     pub(crate) isr: Vec<String>,
@@ -102,7 +92,6 @@ pub(crate) struct ShardInfo {
     pub(crate) learners: Vec<String>,
     /// The replicas that keep a frozen shard from committing.
     pub(crate) hindered_by: Vec<BlockerInfo>,
-    /// The idempotency records.
     pub(crate) records: IdempotencyInfo,
     /// The replicas that report their state.
     pub(crate) replicas: Vec<ReplicaInfo>,
@@ -114,9 +103,7 @@ pub(crate) struct ShardInfo {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct IdempotencyInfo {
-    /// The number of records.
     pub(crate) count: u64,
-    /// The size of the records.
     pub(crate) bytes: u64,
     /// The quota of the shard in bytes.
     pub(crate) bytes_max: u64,
@@ -126,7 +113,6 @@ pub(crate) struct IdempotencyInfo {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct BlockerInfo {
-    /// The node.
     pub(crate) node: String,
     /// The reason, as in "Frozen shards" of docs/runbooks.md.
     pub(crate) standing: String,
@@ -152,7 +138,6 @@ impl BlockerInfo {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct ReplicaInfo {
-    /// The node that holds it.
     pub(crate) node: String,
     /// The last position of its log.
     pub(crate) last: Option<u64>,
@@ -165,11 +150,8 @@ pub(crate) struct ReplicaInfo {
 /// The summary that `--json` adds under `summary`.
 #[derive(Debug, Eq, PartialEq, Serialize)]
 pub(super) struct Summary {
-    /// The number of nodes.
     pub(super) nodes: usize,
-    /// The number of nodes that are up.
     pub(super) nodes_up: usize,
-    /// The number of shards.
     pub(super) shards: usize,
     /// The number of shards that accept writes.
     pub(super) shards_open: usize,
@@ -180,7 +162,6 @@ pub(super) struct Summary {
     pub(super) in_sync_max: usize,
     /// The largest lag of a replica behind the longest log of its shard, in entries.
     pub(super) lag_max: u64,
-    /// The number of idempotency records.
     pub(super) records: u64,
     /// The used part of the quota for these records in the fullest shard.
     pub(super) records_used_percent: u64,
@@ -188,9 +169,7 @@ pub(super) struct Summary {
     pub(super) disk_full: Vec<String>,
     /// The shards whose replicas have different counters.
     pub(super) digests_disagree: Vec<u64>,
-    /// The damaged copies.
     pub(super) damaged: Vec<DamagedCopy>,
-    /// The shards that are not open.
     pub(super) not_open: Vec<NotOpen>,
     /// The number of epochs that ever began with a loss.
     pub(super) losses: usize,
@@ -199,22 +178,16 @@ pub(super) struct Summary {
 /// A shard that is not open, with the reason.
 #[derive(Debug, Eq, PartialEq, Serialize)]
 pub(super) struct NotOpen {
-    /// The id of the shard.
     pub(super) id: u64,
-    /// The state of the shard.
     pub(super) state: String,
-    /// The reason.
     pub(super) why: String,
 }
 
 /// A damaged copy, which waits to be rebuilt.
 #[derive(Debug, Eq, PartialEq, Serialize)]
 pub(super) struct DamagedCopy {
-    /// The id of the shard.
     pub(super) id: u64,
-    /// The node that holds the copy.
     pub(super) node: String,
-    /// The damage.
     pub(super) why: String,
 }
 
