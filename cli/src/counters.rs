@@ -74,7 +74,7 @@ struct GetOutput<'a> {
 pub(crate) async fn incr(args: IncrArgs) -> anyhow::Result<CommandExit> {
     let key = match args::key(args.key, args.percent) {
         Ok(key) => key,
-        Err(why) => return usage(&why),
+        Err(why) => return CommandExit::usage(why),
     };
     let path = format!("/v1/counters/{}/{}/increment", args.namespace, percent_encode(&key));
     let body = json!({ "delta": args.delta, "return": "value" }).to_string();
@@ -116,7 +116,7 @@ pub(crate) async fn get(args: GetArgs) -> anyhow::Result<CommandExit> {
     let keys = args.keys.into_iter().map(|key| args::key(key, args.percent));
     let keys = match keys.collect::<Result<Vec<_>, _>>() {
         Ok(keys) => keys,
-        Err(why) => return usage(&why),
+        Err(why) => return CommandExit::usage(why),
     };
     // Plain strings where possible, as in docs/http.md.
     let names: Vec<_> = keys
@@ -157,17 +157,8 @@ pub(crate) async fn get(args: GetArgs) -> anyhow::Result<CommandExit> {
 
 /// Reports a read that failed. A read changes nothing, so its outcome is never unknown.
 fn report_unread(why: &str, as_json: bool) -> anyhow::Result<CommandExit> {
-    if as_json {
-        output::json(&json!({ "outcome": "not-applied", "detail": why }))?;
-    } else {
-        output::note(&format!("read failed: {why}"));
-    }
+    report("not-applied", "read failed", why, as_json)?;
     Ok(CommandExit::Failed)
-}
-
-fn usage(why: &str) -> anyhow::Result<CommandExit> {
-    output::note(&format!("error: {why}"));
-    Ok(CommandExit::Usage)
 }
 
 /// Reports an increment that was not applied, or whose outcome is unknown.
@@ -177,10 +168,14 @@ fn report_failure(failure: &CallFailure, as_json: bool) -> anyhow::Result<Comman
         // No send is in doubt, so no earlier send was applied either.
         _ => ("not-applied", CommandExit::Failed),
     };
-    if as_json {
-        output::json(&json!({ "outcome": outcome, "detail": failure.why() }))?;
-    } else {
-        output::note(&format!("{outcome}: {}", failure.why()));
-    }
+    report(outcome, outcome, failure.why(), as_json)?;
     Ok(exit)
+}
+
+fn report(outcome: &str, title: &str, why: &str, as_json: bool) -> anyhow::Result<()> {
+    if as_json {
+        return output::json(&json!({ "outcome": outcome, "detail": why }));
+    }
+    output::note(&format!("{title}: {why}"));
+    Ok(())
 }

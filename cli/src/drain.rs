@@ -60,17 +60,15 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<CommandExit> {
         [store] => store,
         [] => {
             let known: Vec<&str> = stores.iter().map(|kept| kept.record.name.as_str()).collect();
-            let known = known.join(" ");
-            output::note(&format!("error: no node {:?}; known nodes: {known}", args.node));
-            return Ok(CommandExit::Usage);
+            let (name, known) = (&args.node, known.join(" "));
+            return CommandExit::usage(format!("no node {name:?}; known nodes: {known}"));
         }
         ref several => {
             let uuids: Vec<String> = several.iter().map(|kept| kept.id.to_string()).collect();
             let (name, uuids) = (&args.node, uuids.join(", "));
-            output::note(&format!(
-                "error: {name:?} denotes several stores: use the uuid of one of them: {uuids}"
+            return CommandExit::usage(format!(
+                "{name:?} denotes several stores: use the uuid of one of them: {uuids}"
             ));
-            return Ok(CommandExit::Usage);
         }
     };
     let node = DrainTarget { metastore, store: store.id, name: store.record.name.clone() };
@@ -85,11 +83,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<CommandExit> {
     let (leads, copies) = node.holds().await?;
     let uuid = node.store.to_string();
     let report = DrainReport { node: node.name, uuid, draining: !args.undo, leads, copies };
-    if args.json {
-        output::json(&report)?
-    } else {
-        output::result(&report.sentence())?
-    }
+    output::report(args.json, &report, DrainReport::sentence)?;
     Ok(CommandExit::Done)
 }
 

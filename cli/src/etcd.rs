@@ -1,7 +1,7 @@
 //! The etcd of the commands that access it directly.
 
 use anyhow::Context;
-use engine::records::StoreRecord;
+use engine::records::{Meta, StoreRecord};
 use metastore::{Metastore, Revisioned};
 use process::ClusterOptions;
 
@@ -9,6 +9,15 @@ use process::ClusterOptions;
 pub(crate) async fn connect(options: &ClusterOptions<true>) -> anyhow::Result<Metastore> {
     let connected = Metastore::connect(&options.settings()).await;
     connected.with_context(|| format!("--etcd {}", options.etcd.join(",")))
+}
+
+/// Returns the settings of the cluster that a command works on.
+pub(crate) async fn cluster(
+    metastore: &Metastore,
+    options: &ClusterOptions<true>,
+) -> anyhow::Result<Meta> {
+    let meta = metastore.get::<Meta>(&()).await?;
+    meta.map(|kept| kept.record).with_context(|| format!("no cluster {:?}", options.cluster))
 }
 
 /// Returns whether `node`, as an operator gave it, denotes this store: the store is not gone, and

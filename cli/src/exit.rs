@@ -1,6 +1,9 @@
 //! The exit codes of `dkc` commands.
 
+use std::fmt::Display;
 use std::process::ExitCode;
+
+use crate::output;
 
 /// The exit code of a command. If several apply, the last one here wins: an unknown outcome must
 /// not be reported as a failure, which a caller may simply retry.
@@ -14,6 +17,14 @@ pub(crate) enum CommandExit {
     Usage = 2,
     /// The outcome of at least one increment or change is unknown.
     Unknown = 3,
+}
+
+impl CommandExit {
+    /// Prints a usage error.
+    pub(crate) fn usage(why: impl Display) -> anyhow::Result<Self> {
+        output::note(&format!("error: {why}"));
+        Ok(Self::Usage)
+    }
 }
 
 impl From<CommandExit> for ExitCode {

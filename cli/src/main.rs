@@ -19,6 +19,7 @@ mod output;
 mod ready;
 mod scrub;
 mod shards;
+mod signals;
 mod status;
 
 use std::process::ExitCode;
@@ -97,14 +98,14 @@ fn main() -> ExitCode {
             return start(&parsed, role, None, check, gateway::run);
         }
         Command::StorageNode(role) => {
-            let warning = role.options.oddity();
+            let warning = role.options.listen.oddity(&role.options.cluster);
             let check = |options: &storage_node::Options, _: Option<&Meta>| {
                 options.check().map_err(|exit| exit.to_string())
             };
             return start(&parsed, role, warning, check, storage_node::run);
         }
         Command::Coordinator(role) => {
-            let warning = role.options.oddity();
+            let warning = role.options.listen.oddity(&role.options.cluster);
             let check = |options: &coordinator::Options, made: Option<&Meta>| {
                 options.check().map_err(|exit| exit.to_string())?;
                 made.and_then(|made| options.difference(made)).map_or(Ok(()), Err)

@@ -27,6 +27,15 @@ pub(crate) fn json<T: Serialize>(value: &T) -> anyhow::Result<()> {
     result(&serde_json::to_string(value)?)
 }
 
+/// Writes a result as one line of JSON, or else as `text` formats it.
+pub(crate) fn report<T: Serialize>(
+    as_json: bool,
+    value: &T,
+    text: impl FnOnce(&T) -> String,
+) -> anyhow::Result<()> {
+    if as_json { json(value) } else { result(&text(value)) }
+}
+
 /// Writes a message to stderr. An error is ignored: nothing depends on the message.
 pub(crate) fn note(text: &str) {
     drop(writeln!(io::stderr().lock(), "{text}"));

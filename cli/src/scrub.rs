@@ -5,15 +5,14 @@
 
 use std::time::Duration;
 
-use anyhow::bail;
 use engine::ids::{ShardId, StoreBoot};
 use engine::message::{NodeQuery, NodeQueryReply, ScrubStatus};
-use engine::records::{Meta, NodeRecord, StoreRecord};
+use engine::records::{NodeRecord, StoreRecord};
 use metastore::Metastore;
 use process::ClusterOptions;
 use serde::Serialize;
 
-use crate::etcd::{connect, is_denoted_by};
+use crate::etcd::{cluster, connect, is_denoted_by};
 use crate::exit::CommandExit;
 use crate::output;
 
@@ -75,16 +74,11 @@ enum ScrubResult {
 /// Starts scrubs and prints their results.
 pub(crate) async fn run(args: Args) -> anyhow::Result<CommandExit> {
     let metastore = connect(&args.etcd).await?;
-    let Some(meta) = metastore.get::<Meta>(&()).await? else {
-        bail!("no cluster {:?}", args.etcd.cluster)
-    };
-    let nodes = nodes(&metastore, meta.record.cluster, &args).await?;
+    let meta = cluster(&metastore, &args.etcd).await?;
+    let nodes = nodes(&metastore, meta.cluster, &args).await?;
     if nodes.is_empty() {
-        output::note(&format!(
-            "error: not running: {}",
-            args.node.as_deref().unwrap_or("all nodes")
-        ));
-        return Ok(CommandExit::Usage);
+        let wanted = args.node.as_deref().unwrap_or("all nodes");
+        return CommandExit::usage(format!("not running: {wanted}"));
     }
     let shards: Vec<ShardId> = args.shard.iter().copied().map(ShardId).collect();
     let mut asked = Vec::new();
@@ -99,20 +93,11 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<CommandExit> {
     let mut all_clean = true;
     for (node, before) in asked {
         let report = match args.no_wait {
-            true => ScrubReport {
-                node: node.name,
-                result: ScrubResult::Begun,
-                copies: 0,
-                damaged: Vec::new(),
-            },
+            true => node.report(ScrubResult::Begun, 0, &[]),
             false => node.outcome(before).await,
         };
         all_clean &= matches!(report.result, ScrubResult::Begun | ScrubResult::Clean);
-        if args.json {
-            output::json(&report)?;
-        } else {
-            output::result(&report.sentence())?;
-        }
+        output::report(args.json, &report, ScrubReport::sentence)?;
     }
     Ok(if all_clean { CommandExit::Done } else { CommandExit::Failed })
 }
@@ -181,35 +166,28 @@ impl ScrubTarget {
         }
     }
 
-    async fn outcome(self, before: ScrubStatus) -> ScrubReport {
+    fn report(&self, result: ScrubResult, copies: u64, damaged: &[ShardId]) -> ScrubReport {
+        let damaged = damaged.iter().map(|shard| shard.0).collect();
+        ScrubReport { node: self.name.clone(), result, copies, damaged }
+    }
+
+    async fn outcome(&self, before: ScrubStatus) -> ScrubReport {
         let mut failures = 0;
         loop {
-            let report = |result, copies, damaged: &[ShardId]| ScrubReport {
-                node: self.name.clone(),
-                result,
-                copies,
-                damaged: damaged.iter().map(|shard| shard.0).collect(),
-            };
             match self.status().await {
-                Ok((_, from)) if from != self.process => return report(ScrubResult::Ended, 0, &[]),
+                Ok((_, from)) if from != self.process => break,
                 // One query without an answer may mean a slow node.
-                Err(_) if failures == QUERY_FAILURES_MAX => {
-                    return report(ScrubResult::Ended, 0, &[]);
-                }
-                Err(_) => {
-                    failures += 1;
-                    tokio::time::sleep(POLL_INTERVAL).await;
-                }
+                Err(_) if failures == QUERY_FAILURES_MAX => break,
+                Err(_) => failures += 1,
                 Ok((now, _)) if now.ended != before.ended && !now.running => {
                     let clean = now.damaged.is_empty();
                     let result = if clean { ScrubResult::Clean } else { ScrubResult::Damaged };
-                    return report(result, now.shards, &now.damaged);
+                    return self.report(result, now.shards, &now.damaged);
                 }
-                Ok(_) => {
-                    failures = 0;
-                    tokio::time::sleep(POLL_INTERVAL).await;
-                }
+                Ok(_) => failures = 0,
             }
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
+        self.report(ScrubResult::Ended, 0, &[])
     }
 }

@@ -11,20 +11,20 @@
 use std::io::{self, BufRead, IsTerminal};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use engine::ids::{Epoch, Seq, ShardId, StoreId, TimeMs, Version};
 use engine::message::{NodeQuery, NodeQueryReply, ReplicaStatus, RoleStatus};
-use engine::records::{LossRecord, Meta, NodeRecord, Operator, PromoteIntent, StoreRecord};
+use engine::records::{LossRecord, NodeRecord, Operator, PromoteIntent, StoreRecord};
 use engine::shard_record::ShardRecord;
 use metastore::{CasOutcome, CoordinatorRecord, Metastore, Revisioned};
 use process::ClusterOptions;
 use serde::Serialize;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 
-use crate::etcd::{connect, is_denoted_by};
+use crate::etcd::{cluster, connect, is_denoted_by};
 use crate::exit::CommandExit;
 use crate::output;
+use crate::signals::Signals;
 
 /// The pause between two reads of etcd.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
@@ -105,24 +105,20 @@ struct GivenUpCopy {
 pub(crate) async fn run(args: Args) -> anyhow::Result<CommandExit> {
     let ShardsCommand::Promote(args) = args.command;
     if !args.yes && !io::stdin().is_terminal() {
-        output::note(
-            "error: stdin is not a terminal, so the command cannot ask for confirmation: add --yes",
+        return CommandExit::usage(
+            "stdin is not a terminal, so the command cannot ask for confirmation: add --yes",
         );
-        return Ok(CommandExit::Usage);
     }
     let metastore = connect(&args.etcd).await?;
-    let Some(meta) = metastore.get::<Meta>(&()).await? else {
-        bail!("no cluster {:?}", args.etcd.cluster)
-    };
+    let meta = cluster(&metastore, &args.etcd).await?;
     let shard = ShardId(args.shard);
     let Some(record) = metastore.get::<ShardRecord>(&shard).await? else {
-        output::note(&format!("error: no shard {shard}: `dkc status --all` lists the shards"));
-        return Ok(CommandExit::Usage);
+        let why = format!("no shard {shard}: `dkc status --all` lists the shards");
+        return CommandExit::usage(why);
     };
-    let view = ShardContext::read(&metastore, meta.record.cluster, record).await?;
+    let view = ShardContext::read(&metastore, meta.cluster, record).await?;
     let Some(store) = view.running(&args.node) else {
-        output::note(&format!("error: node {:?} is not running", args.node));
-        return Ok(CommandExit::Usage);
+        return CommandExit::usage(format!("node {:?} is not running", args.node));
     };
     if metastore.get::<CoordinatorRecord>(&()).await?.is_none() {
         output::note(
@@ -149,10 +145,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<CommandExit> {
     match request.carried_out(Duration::from_secs(args.wait)).await? {
         PromoteResult::Recorded(loss) => {
             let report = view.recorded(&loss, &report);
-            match args.json {
-                true => output::json(&report)?,
-                false => output::result(&report.sentence())?,
-            }
+            output::report(args.json, &report, PromoteReport::sentence)?;
             let (exit, remark) = verdict(&request.intent, &loss, &report, &view.name(store));
             if let Some(remark) = remark {
                 output::note(&remark);
@@ -525,32 +518,6 @@ fn verdict(
         }
     };
     (CommandExit::Done, Some(remark))
-}
-
-/// The signals that interrupt the wait. Once they are caught, none of them ends the process.
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-    hangup: Signal,
-}
-
-impl Signals {
-    fn catch() -> io::Result<Self> {
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-            hangup: signal(SignalKind::hangup())?,
-        })
-    }
-
-    /// Waits for one of the signals.
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-            _ = self.hangup.recv() => {}
-        }
-    }
 }
 
 /// The user and host that run this command, for the loss record.

@@ -64,14 +64,12 @@ impl std::error::Error for CallFailure {}
 
 /// The body of an error answer, or one failed item of a batch.
 #[derive(Debug, Default, Deserialize)]
+#[serde(default)]
 struct ProblemBody {
-    #[serde(default, rename = "type")]
+    #[serde(rename = "type")]
     kind: String,
-    #[serde(default)]
     outcome: String,
-    #[serde(default)]
     detail: Option<String>,
-    #[serde(default)]
     title: Option<String>,
 }
 

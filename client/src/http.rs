@@ -272,24 +272,20 @@ impl HttpConnection {
         is_fresh: bool,
     ) -> Result<(HttpResponse, bool), CallError> {
         loop {
-            let head = self.receive_head(stream, is_fresh).await?;
+            let ResponseHead { mut response, length, stays } =
+                self.receive_head(stream, is_fresh).await?;
             // 100 Continue and other 1xx responses precede the final response.
-            if head.status < 200 {
+            if response.status < 200 {
                 continue;
             }
-            let mut body = Vec::new();
-            let received = match head.body {
-                BodyLength::Bytes(bytes) => self.receive_sized(stream, bytes, &mut body).await,
-                BodyLength::Chunked => self.receive_chunked(stream, &mut body).await,
-                BodyLength::ToClose => self.receive_to_close(stream, &mut body).await,
+            let body = &mut response.body;
+            let received = match length {
+                BodyLength::Bytes(bytes) => self.receive_sized(stream, bytes, body).await,
+                BodyLength::Chunked => self.receive_chunked(stream, body).await,
+                BodyLength::ToClose => self.receive_to_close(stream, body).await,
             };
             received.map_err(CallError::Unanswered)?;
-            let ResponseHead {
-                status, retry_after, content_type, location, replayed, stays, ..
-            } = head;
-            let from = self.url.authority.clone();
-            let response =
-                HttpResponse { status, from, retry_after, content_type, location, replayed, body };
+            response.from = self.url.authority.clone();
             return Ok((response, stays));
         }
     }
@@ -464,12 +460,9 @@ async fn read_more(stream: &mut TcpStream, input: &mut Vec<u8>) -> io::Result<()
 }
 
 struct ResponseHead {
-    status: u16,
-    retry_after: Option<Duration>,
-    content_type: Option<String>,
-    location: Option<String>,
-    replayed: bool,
-    body: BodyLength,
+    /// The response without its sender and body.
+    response: HttpResponse,
+    length: BodyLength,
     stays: bool,
 }
 
@@ -493,49 +486,42 @@ fn parse_head(input: &[u8]) -> io::Result<Option<(ResponseHead, usize)>> {
     let first = lines.next().unwrap_or_default();
     let status = parse_status(first).ok_or_else(|| invalid("no status line"))?;
     let stays = first.starts_with("HTTP/1.1");
-    let mut head = ResponseHead {
-        status,
-        retry_after: None,
-        content_type: None,
-        location: None,
-        replayed: false,
-        body: BodyLength::Bytes(0),
-        stays,
-    };
+    let response = HttpResponse { status, ..HttpResponse::default() };
+    let mut head = ResponseHead { response, length: BodyLength::Bytes(0), stays };
     // These responses have no body, regardless of their headers (RFC 9112 §6.3).
     let bodiless = status < 200 || status == 204 || status == 304;
     let mut framed = bodiless;
     for line in lines {
         let (name, value) = line.split_once(':').ok_or_else(|| invalid("a header without ':'"))?;
         let (is, value) = (|other: &str| name.eq_ignore_ascii_case(other), value.trim());
-        if is("content-length") && !bodiless && head.body != BodyLength::Chunked {
+        if is("content-length") && !bodiless && head.length != BodyLength::Chunked {
             let length = value.parse().map_err(|_| invalid("a Content-Length without a number"))?;
-            head.body = BodyLength::Bytes(length);
+            head.length = BodyLength::Bytes(length);
             framed = true;
         } else if is("transfer-encoding") && !bodiless {
             if !value.eq_ignore_ascii_case("chunked") {
                 return Err(invalid("a Transfer-Encoding other than chunked"));
             }
-            head.body = BodyLength::Chunked;
+            head.length = BodyLength::Chunked;
             framed = true;
         } else if is("connection") {
             let closes = |word: &str| word.trim().eq_ignore_ascii_case("close");
             head.stays &= !value.split(',').any(closes);
         } else if is("retry-after") {
-            head.retry_after = value.parse().ok().map(Duration::from_secs);
+            head.response.retry_after = value.parse().ok().map(Duration::from_secs);
         } else if is("content-type") {
-            head.content_type = Some(value.to_owned());
+            head.response.content_type = Some(value.to_owned());
         } else if is("location") {
-            head.location = Some(value.to_owned());
+            head.response.location = Some(value.to_owned());
         } else if is("idempotent-replayed") {
-            head.replayed = value == "true";
+            head.response.replayed = value == "true";
         }
     }
     if !framed && status < 300 {
         return Err(invalid("a response without a length, whose end may be a broken connection"));
     }
     if !framed {
-        (head.body, head.stays) = (BodyLength::ToClose, false);
+        (head.length, head.stays) = (BodyLength::ToClose, false);
     }
     Ok(Some((head, end + 4)))
 }

@@ -85,11 +85,6 @@ pub struct Options {
 }
 
 impl Options {
-    /// Returns a warning about flags that work but are probably a mistake.
-    pub fn oddity(&self) -> Option<String> {
-        self.listen.oddity(&self.cluster.etcd)
-    }
-
     /// Refuses invalid flags, with an error that states what is valid.
     pub fn check(&self) -> Result<(), ProcessExit> {
         let usage = |why: String| Err(ProcessExit::Usage(why));

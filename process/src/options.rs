@@ -66,11 +66,10 @@ pub struct ListenOptions {
 }
 
 impl ListenOptions {
-    /// Returns a warning about an address that is valid but probably a mistake, beside these
-    /// members of etcd.
-    pub fn oddity(&self, etcd: &[String]) -> Option<String> {
+    /// Returns a warning about an address that is valid but probably a mistake in this cluster.
+    pub fn oddity(&self, cluster: &ClusterOptions<false>) -> Option<String> {
         let listen = self.listen.to_string();
-        metastore::loopback_beside(self.advertise.as_deref().unwrap_or(&listen), etcd)
+        metastore::loopback_beside(self.advertise.as_deref().unwrap_or(&listen), &cluster.etcd)
     }
 
     /// Refuses an address that others can't dial.

@@ -102,11 +102,6 @@ pub struct Options {
 }
 
 impl Options {
-    /// Returns a warning about options that are valid but probably a mistake.
-    pub fn oddity(&self) -> Option<String> {
-        self.listen.oddity(&self.cluster.etcd)
-    }
-
     /// Checks the options. The error explains what is expected.
     pub fn check(&self) -> Result<(), ProcessExit> {
         self.clone().resolve().map(drop)

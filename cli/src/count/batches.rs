@@ -23,16 +23,17 @@ use super::keys::{KeyExtractor, KeySource};
 pub(super) struct Batches<R> {
     input: R,
     /// The maximum number of lines, which workers reduce when requests are too large.
-    lines_max: Arc<AtomicUsize>,
-    keys: KeyExtractor,
-    whole_lines_only: bool,
+    pub(super) lines_max: Arc<AtomicUsize>,
+    pub(super) keys: KeyExtractor,
+    /// True if an incomplete last line is left uncounted.
+    pub(super) whole_lines_only: bool,
     /// A smaller batch is returned when its first line is this old, so that lines from a slow pipe
     /// are counted soon after they arrive.
-    flush_after: Option<Duration>,
+    pub(super) flush_after: Option<Duration>,
     /// The numbers of lines of the first batches, which an earlier run has sent.
-    cuts: VecDeque<u64>,
+    pub(super) cuts: VecDeque<u64>,
     /// Set by a signal: nothing more is read, and the lines read so far are returned.
-    closed: Arc<AtomicBool>,
+    pub(super) closed: Arc<AtomicBool>,
     ended: bool,
     /// The error that ended the input, until it is returned.
     failed: Option<io::Error>,
@@ -68,36 +69,6 @@ impl<R: BufRead> Batches<R> {
             begun_bytes: 0,
             csv_state: CsvState::default(),
         }
-    }
-
-    /// Sets how keys are extracted.
-    pub(super) fn with_keys(self, keys: KeyExtractor) -> Self {
-        Self { keys, ..self }
-    }
-
-    /// Sets a limit of lines that may be reduced while batches are read.
-    pub(super) fn limited_by(self, lines_max: Arc<AtomicUsize>) -> Self {
-        Self { lines_max, ..self }
-    }
-
-    /// Sets whether an incomplete last line is left uncounted.
-    pub(super) fn whole_lines_only(self, whole_lines_only: bool) -> Self {
-        Self { whole_lines_only, ..self }
-    }
-
-    /// Sets the maximum age of the first line of a batch.
-    pub(super) fn flushed_after(self, flush_after: Option<Duration>) -> Self {
-        Self { flush_after, ..self }
-    }
-
-    /// Sets the numbers of lines of the first batches.
-    pub(super) fn cut_as(self, cuts: VecDeque<u64>) -> Self {
-        Self { cuts, ..self }
-    }
-
-    /// Sets the flag that ends the reading.
-    pub(super) fn until(self, closed: Arc<AtomicBool>) -> Self {
-        Self { closed, ..self }
     }
 
     /// The number of bytes read so far.
@@ -341,9 +312,10 @@ mod tests {
     fn lines_of_a_pipe_are_not_held_back() {
         let input = || BufReader::with_capacity(4, &b"a\nb\nc\ndddddd\n"[..]);
         // Every line is old enough as soon as it is read.
-        let flushed = Batches::new(input(), 10).flushed_after(Some(Duration::ZERO));
+        let flushed = Batches { flush_after: Some(Duration::ZERO), ..Batches::new(input(), 10) };
         assert_eq!(keys(flushed), ["a,b", "c", "dddddd"]);
-        let patient = Batches::new(input(), 10).flushed_after(Some(Duration::from_secs(3_600)));
+        let patient =
+            Batches { flush_after: Some(Duration::from_secs(3_600)), ..Batches::new(input(), 10) };
         assert_eq!(keys(patient), ["a,b,c,dddddd"]);
     }
 
@@ -351,7 +323,7 @@ mod tests {
     fn lines_read_before_the_signal_are_returned() {
         let input = BufReader::with_capacity(6, &b"a\nb\nc\nd\ne\n"[..]);
         let closed = Arc::new(AtomicBool::new(true));
-        let batches = Batches::new(input, 2).until(closed);
+        let batches = Batches { closed, ..Batches::new(input, 2) };
         assert_eq!(keys(batches), ["a,b", "c"]);
     }
 
@@ -359,14 +331,14 @@ mod tests {
     fn batches_are_cut_as_they_were() {
         let input = || BufReader::with_capacity(4, &b"a\nb\nc\nd\ne\nf\n"[..]);
         let again = |cuts: &[u64]| {
-            let flushed = Batches::new(input(), 2).flushed_after(Some(Duration::ZERO));
-            flushed.cut_as(cuts.iter().copied().collect())
+            let cuts = cuts.iter().copied().collect();
+            Batches { flush_after: Some(Duration::ZERO), cuts, ..Batches::new(input(), 2) }
         };
         assert_eq!(keys(again(&[3, 1])), ["a,b,c", "d", "e,f"]);
         // The input is shorter than it was: the comparison of sums finds that.
         assert_eq!(keys(again(&[3, 9])), ["a,b,c", "d,e,f"]);
         let closed = Arc::new(AtomicBool::new(true));
-        assert_eq!(keys(again(&[9]).until(closed)), [""; 0]);
+        assert_eq!(keys(Batches { closed, ..again(&[9]) }), [""; 0]);
     }
 
     #[test]
@@ -383,7 +355,8 @@ mod tests {
     #[track_caller]
     fn check_part(part: KeySource, skip_header: bool, input: &[u8], want: &str) {
         let input = BufReader::with_capacity(5, input);
-        let batches = Batches::new(input, 10).with_keys(KeyExtractor::new(part, skip_header));
+        let batches =
+            Batches { keys: KeyExtractor::new(part, skip_header), ..Batches::new(input, 10) };
         assert_eq!(keys(batches).join("|"), want);
     }
 
@@ -432,7 +405,8 @@ mod tests {
     fn a_column_that_is_not_there_is_named() {
         let error = |input: &'static [u8]| {
             let part = KeySource::Column(Csv { delimiter: b',' }, Column::Name("b".to_owned()));
-            let mut batches = Batches::new(input, 10).with_keys(KeyExtractor::new(part, false));
+            let mut batches =
+                Batches { keys: KeyExtractor::new(part, false), ..Batches::new(input, 10) };
             // The header was read, and is a line.
             assert_eq!(batches.next().unwrap().unwrap().line_count(), 1);
             let error = batches.next().unwrap_err();
@@ -454,7 +428,8 @@ mod tests {
     fn faulty_lines_have_a_reason() {
         #[track_caller]
         fn check(part: KeySource, input: &[u8], want: &[LineKind]) {
-            let mut batches = Batches::new(input, 10).with_keys(KeyExtractor::new(part, false));
+            let mut batches =
+                Batches { keys: KeyExtractor::new(part, false), ..Batches::new(input, 10) };
             let batch = batches.next().unwrap().unwrap();
             assert_eq!(batch.lines().map(|(_, line)| line).collect::<Vec<_>>(), want);
         }
@@ -477,9 +452,11 @@ mod tests {
         #[track_caller]
         fn check(part: KeySource, input: &[u8], want: &str, left: u64) {
             let input = BufReader::with_capacity(3, input);
-            let mut batches = Batches::new(input, 10)
-                .with_keys(KeyExtractor::new(part, false))
-                .whole_lines_only(true);
+            let mut batches = Batches {
+                keys: KeyExtractor::new(part, false),
+                whole_lines_only: true,
+                ..Batches::new(input, 10)
+            };
             let mut got = Vec::new();
             while let Some(batch) = batches.next().unwrap() {
                 got.extend((0..batch.items() as u32).map(|item| batch.key(item).to_vec()));
@@ -514,7 +491,7 @@ mod tests {
         assert_eq!(batches.next().unwrap_err().to_string(), "broken");
         assert!(batches.next().unwrap().is_none());
         // Lines that an earlier run has sent with others are not sent without them.
-        let mut batches = Batches::new(input(), 10).cut_as([3].into());
+        let mut batches = Batches { cuts: [3].into(), ..Batches::new(input(), 10) };
         assert_eq!(batches.next().unwrap_err().to_string(), "broken");
     }
 }

@@ -74,9 +74,7 @@ struct Decided {
 
 /// A batch with the token that it is sent under.
 pub(super) struct SendJob {
-    /// The batch.
     pub(super) batch: LineBatch,
-    /// The token.
     pub(super) token: IdempotencyHeaders,
     /// True if an earlier run may have sent it.
     pub(super) in_doubt: bool,
@@ -412,7 +410,8 @@ mod tests {
     /// Reads all batches of an input, cut as the journal records, and otherwise into two lines.
     fn read(journal: &Journal, input: &'static str) -> Vec<LineBatch> {
         let input = BufReader::new(input.as_bytes());
-        let mut batches = Batches::new(input, 2).cut_as(journal.cuts());
+        let mut batches = Batches::new(input, 2);
+        batches.cuts = journal.cuts();
         std::iter::from_fn(|| batches.next().expect("it is memory")).collect()
     }
 

@@ -60,32 +60,27 @@ use self::progress::ProgressBar;
 use self::report::{CountReport, print_report};
 use self::shared::{CountContext, StallTimer, Stop};
 use crate::exit::CommandExit;
-use crate::output;
 
 /// Reads batches from any input.
 type BatchReader = Batches<Box<dyn io::BufRead + Send>>;
 
 /// Counts the input and prints the report.
 pub(crate) async fn run(args: Args) -> anyhow::Result<CommandExit> {
-    let usage = |why: &str| {
-        output::note(&format!("error: {why}"));
-        Ok(CommandExit::Usage)
-    };
     let of_input = |error: &io::Error| match args.file.to_str() {
         Some("-") => format!("standard input: {error}"),
         _ => format!("{}: {error}", args.file.display()),
     };
     let keys = match args.check_input().and_then(|()| args.keys()) {
         Ok(keys) => keys,
-        Err(why) => return usage(&why),
+        Err(why) => return CommandExit::usage(why),
     };
     let input = match open_input(&args) {
         Ok(input) => input,
-        Err(error) => return usage(&of_input(&error)),
+        Err(error) => return CommandExit::usage(of_input(&error)),
     };
     let journal = match open_journal(&args) {
         Ok(journal) => journal,
-        Err(JournalError::Usage(why)) => return usage(&why),
+        Err(JournalError::Usage(why)) => return CommandExit::usage(why),
         Err(JournalError::Failed(error)) => return Err(error),
     };
     let writer = |journal: &Journal| journal.writer().context("the journal");
@@ -114,14 +109,11 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<CommandExit> {
     tokio::spawn(signals::stop_at_signal(shared.clone())?);
     let begun = Instant::now();
     let size = input.size;
-    let flush_after = input.is_live.then_some(args.flush_interval);
-    let batches = Batches::new(input.lines, args.batch as usize)
-        .with_keys(keys)
-        .limited_by(shared.lines_max.clone())
-        // Such an input may have been extended when it is read again.
-        .whole_lines_only(args.resume_id.is_some() || args.follow)
-        .flushed_after(flush_after)
-        .until(shared.closed.clone());
+    let mut batches = Batches::new(input.lines, args.batch as usize);
+    (batches.keys, batches.flush_after) = (keys, input.is_live.then_some(args.flush_interval));
+    (batches.lines_max, batches.closed) = (shared.lines_max.clone(), shared.closed.clone());
+    // Such an input may have been extended when it is read again.
+    batches.whole_lines_only = args.resume_id.is_some() || args.follow;
     let workers = args.in_flight as usize;
     // Twice as many batches as workers, so that no worker waits for the reader.
     let (to_workers, jobs) = mpsc::channel(workers);
@@ -141,7 +133,9 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<CommandExit> {
             report.settled = lines == report.lines;
             report.complete = all && report.settled;
         }
-        Ok(Err(error)) if content::is_unsupported(&error) => return usage(&of_input(&error)),
+        Ok(Err(error)) if content::is_unsupported(&error) => {
+            return CommandExit::usage(of_input(&error));
+        }
         Ok(Err(error)) => report.reasons.note(&of_input(&error)),
         // The count stopped before the reader ended.
         Err(oneshot::error::TryRecvError::Empty) => {}
@@ -188,7 +182,7 @@ struct ReadLines {
 
 /// Starts the threads that hand batches to the workers: one, or with a journal two.
 fn start_reading(
-    batches: BatchReader,
+    mut batches: BatchReader,
     journal: Option<Journal>,
     shared: &Arc<CountContext>,
     to_workers: mpsc::Sender<SendJob>,
@@ -206,7 +200,7 @@ fn start_reading(
         });
         return ReaderThreads { read, journaled: None };
     };
-    let batches = batches.cut_as(journal.cuts());
+    batches.cuts = journal.cuts();
     let (to_journal, admitted) = mpsc::channel(queue);
     let (send_journaled, journaled) = oneshot::channel();
     let (to_totals, closed) = (to_totals.clone(), shared.closed.clone());

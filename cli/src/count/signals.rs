@@ -1,12 +1,11 @@
 //! Ctrl-C and SIGTERM, which both end a count within three seconds: this is the usual end of
 //! `tail -F log | dkc count hits`.
 
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use process::{ProcessExit, StopSignals};
 
 use super::shared::{CountContext, Stop};
 use crate::exit::CommandExit;
@@ -19,17 +18,18 @@ const REPORT_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Handles signals: the first one ends the reading and lets the lines read so far be counted, the
 /// second one exits at once.
-pub(super) fn stop_at_signal(shared: Arc<CountContext>) -> io::Result<impl Future<Output = ()>> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
+pub(super) fn stop_at_signal(
+    shared: Arc<CountContext>,
+) -> Result<impl Future<Output = ()>, ProcessExit> {
+    let mut signals = StopSignals::new()?;
     Ok(async move {
-        signalled(&mut interrupt, &mut terminate).await;
+        signals.next().await;
         shared.closed.store(true, Ordering::Relaxed);
         output::note(
             "\nstopping: counting the lines read so far (press Ctrl-C again to exit at once \
              without a report)",
         );
-        let again = signalled(&mut interrupt, &mut terminate);
+        let again = signals.next();
         tokio::pin!(again);
         if tokio::time::timeout(STOP_PATIENCE, &mut again).await.is_err() {
             shared.stop(Stop::Waiting);
@@ -39,11 +39,4 @@ pub(super) fn stop_at_signal(shared: Arc<CountContext>) -> io::Result<impl Futur
         }
         std::process::exit(CommandExit::Unknown as i32);
     })
-}
-
-async fn signalled(one: &mut Signal, other: &mut Signal) {
-    tokio::select! {
-        _ = one.recv() => {}
-        _ = other.recv() => {}
-    }
 }

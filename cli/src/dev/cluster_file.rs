@@ -16,11 +16,8 @@ use serde::{Deserialize, Serialize};
 pub(crate) enum ProcessRole {
     /// The private etcd.
     Etcd,
-    /// A coordinator.
     Coordinator,
-    /// A storage node.
     StorageNode,
-    /// A gateway.
     Gateway,
 }
 
@@ -39,27 +36,16 @@ impl ProcessRole {
 /// The content of the file.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) struct ClusterFile {
-    /// The running processes.
     pub(crate) processes: Vec<ListedProcess>,
     /// The processes that died and were not started again.
     #[serde(default)]
-    pub(crate) dead: Vec<DeadProcess>,
+    pub(crate) dead: Vec<ProcessSpec>,
 }
 
 /// A running process.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) struct ListedProcess {
-    /// The pid.
     pub(crate) pid: u32,
-    /// The definition of the process.
-    #[serde(flatten)]
-    pub(crate) spec: ProcessSpec,
-}
-
-/// A process that died.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-pub(crate) struct DeadProcess {
-    /// The definition of the process.
     #[serde(flatten)]
     pub(crate) spec: ProcessSpec,
 }
@@ -67,11 +53,9 @@ pub(crate) struct DeadProcess {
 /// The definition of a process, running or not.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) struct ProcessSpec {
-    /// The role of the process.
     pub(crate) role: ProcessRole,
     /// The name, which is unique in the cluster.
     pub(crate) name: String,
-    /// The command line.
     pub(crate) argv: Vec<String>,
     /// The addresses on which it listens, by kind: `grpc`, `http`, `metrics`.
     pub(crate) addresses: BTreeMap<String, String>,

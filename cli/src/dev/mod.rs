@@ -14,14 +14,12 @@ mod ready;
 mod supervisor;
 
 use std::fs::{self, File};
-use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
 use client::Url;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 
 use self::cluster_file::ProcessRole;
@@ -29,6 +27,7 @@ use self::plan::{DevOptions, DevSettings};
 use self::supervisor::{ExitedProcess, Supervisor};
 use crate::exit::CommandExit;
 use crate::output;
+use crate::signals::Signals;
 
 /// The interval of checks of the processes; `cluster.json` is promised to be correct within 1 s.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
@@ -38,31 +37,11 @@ const BAD_CONFIG: i32 = 2;
 /// Options of `dkc dev`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Number of storage nodes [default: 3, or that of the existing cluster]
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100))]
-    nodes: Option<u32>,
-    /// Number of gateways [default: 1]
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100))]
-    gateways: Option<u32>,
-    /// Number of coordinators [default: 1]
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100))]
-    coordinators: Option<u32>,
-    /// Number of copies of each shard [default: 3, or the number of nodes if smaller]
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100))]
-    replicas: Option<u32>,
-    /// Minimum number of in-sync copies for writes [default: 2, or the number of replicas if
-    /// smaller]
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100))]
-    min_in_sync: Option<u32>,
-    /// Number of shards, which cannot be changed later [default: 24]
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=65_536))]
-    shards: Option<u32>,
+    #[command(flatten)]
+    options: DevOptions,
     /// Directory for data, logs and cluster.json
     #[arg(long, value_name = "DIR", default_value = "dkc-data")]
     data: PathBuf,
-    /// Listen address of the first gateway [default: 127.0.0.1:8080]
-    #[arg(long, value_name = "ADDRESS", value_parser = metastore::listened)]
-    http: Option<SocketAddr>,
     /// Use this etcd instead of a private one
     #[arg(
         long,
@@ -88,22 +67,17 @@ pub(crate) struct Args {
 /// Starts the cluster and supervises it until Ctrl-C or SIGTERM.
 pub(crate) async fn run(args: Args) -> anyhow::Result<CommandExit> {
     // Signals are caught before the first process is started: each signal stops all of them.
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut hangup = signal(SignalKind::hangup())?;
+    let mut signals = Signals::catch()?;
 
     make_private(&args.data).with_context(|| args.data.display().to_string())?;
     let folder = args.data.canonicalize().with_context(|| args.data.display().to_string())?;
     let Some(_lock) = lock(&folder)? else {
-        output::note(&format!("error: another dkc dev is running on {}", folder.display()));
-        return Ok(CommandExit::Usage);
+        let why = format!("another dkc dev is running on {}", folder.display());
+        return CommandExit::usage(why);
     };
     let settings = match settle(&args, &folder)? {
         Ok(settings) => settings,
-        Err(why) => {
-            output::note(&format!("error: {why}"));
-            return Ok(CommandExit::Usage);
-        }
+        Err(why) => return CommandExit::usage(why),
     };
     let program = match &args.program {
         Some(program) => program.clone(),
@@ -114,10 +88,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<CommandExit> {
     let mut supervisor = Supervisor::new(&folder, args.respawn, args.replace.clone())?;
     let supervised = tokio::select! {
         ended = supervise(&args, &settings, &folder, &program, &mut supervisor) => ended,
-        _ = interrupt.recv() => Ok(CommandExit::Done),
-        _ = terminate.recv() => Ok(CommandExit::Done),
-        // The terminal was closed.
-        _ = hangup.recv() => Ok(CommandExit::Done),
+        () = signals.next() => Ok(CommandExit::Done),
     };
     // Processes are stopped after an error, too.
     output::note("stopping");
@@ -147,16 +118,7 @@ fn settle(args: &Args, folder: &Path) -> anyhow::Result<Result<DevSettings, Stri
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
         Err(error) => return Err(error).context("dev.json"),
     };
-    let options = DevOptions {
-        nodes: args.nodes,
-        gateways: args.gateways,
-        coordinators: args.coordinators,
-        replicas: args.replicas,
-        min_in_sync: args.min_in_sync,
-        shards: args.shards,
-        http: args.http,
-    };
-    let chosen = DevSettings::new(&options, kept.as_ref())
+    let chosen = DevSettings::new(&args.options, kept.as_ref())
         .and_then(|mut settings| settings.choose_ports(args.etcd.is_empty()).map(|()| settings));
     if let Ok(settings) = &chosen {
         cluster_file::replace(&path, settings).context("dev.json")?;
@@ -177,16 +139,12 @@ async fn supervise(
         [] => {
             let found = match etcd::find() {
                 Ok(found) => found,
-                Err(why) => {
-                    output::note(&format!("error: {why}"));
-                    return Ok(CommandExit::Usage);
-                }
+                Err(why) => return CommandExit::usage(why),
             };
             let spec = settings.etcd(&found, folder);
             let address = spec.addresses["grpc"].clone();
             supervisor.start(spec).context("starting etcd")?;
-            let url = parse_url(&format!("http://{address}"))?;
-            let healthy = tokio::spawn(ready::etcd(url));
+            let healthy = tokio::spawn(ready::etcd(url_of(&address)?));
             if let Some(exit) = watch_until(supervisor, healthy).await? {
                 return Ok(exit);
             }
@@ -197,12 +155,9 @@ async fn supervise(
         let name = spec.name.clone();
         supervisor.start(spec).with_context(|| format!("starting {name}"))?;
     }
-    let urls: anyhow::Result<Vec<Url>> = settings
-        .gateway_addresses()
-        .iter()
-        .map(|address| parse_url(&format!("http://{address}")))
-        .collect();
-    let open = tokio::spawn(ready::gateways(urls?));
+    let gateways = settings.gateway_addresses();
+    let urls = gateways.iter().map(|address| url_of(address)).collect::<Result<_, _>>()?;
+    let open = tokio::spawn(ready::gateways(urls));
     if let Some(exit) = watch_until(supervisor, open).await? {
         return Ok(exit);
     }
@@ -215,8 +170,8 @@ async fn supervise(
     }
 }
 
-fn parse_url(text: &str) -> anyhow::Result<Url> {
-    Url::parse(text).map_err(anyhow::Error::msg)
+fn url_of(address: &str) -> anyhow::Result<Url> {
+    Url::parse(&format!("http://{address}")).map_err(anyhow::Error::msg)
 }
 
 /// Supervises the processes until `milestone` is reached, or until a process ended without which it

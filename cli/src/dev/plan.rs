@@ -22,40 +22,41 @@ const PORTS: std::ops::Range<u16> = 20_000..32_000;
 const CLUSTER: &str = "dkc";
 
 /// The flags of the user; an absent value is taken from the existing cluster, or has a default.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct DevOptions {
-    /// The number of storage nodes.
+    /// Number of storage nodes [default: 3, or that of the existing cluster]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub(crate) nodes: Option<u32>,
-    /// The number of gateways.
+    /// Number of gateways [default: 1]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub(crate) gateways: Option<u32>,
-    /// The number of coordinators.
+    /// Number of coordinators [default: 1]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub(crate) coordinators: Option<u32>,
-    /// The number of copies of each shard.
+    /// Number of copies of each shard [default: 3, or the number of nodes if smaller]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub(crate) replicas: Option<u32>,
-    /// The minimum size of the in-sync set.
+    /// Minimum number of in-sync copies for writes [default: 2, or the number of replicas if
+    /// smaller]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub(crate) min_in_sync: Option<u32>,
-    /// The number of shards.
+    /// Number of shards, which cannot be changed later [default: 24]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub(crate) shards: Option<u32>,
-    /// The listen address of the first gateway.
+    /// Listen address of the first gateway [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "ADDRESS", value_parser = metastore::listened)]
     pub(crate) http: Option<SocketAddr>,
 }
 
 /// The settings of a local cluster, as stored in `DIR/dev.json`.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) struct DevSettings {
-    /// The number of storage nodes.
     pub(crate) nodes: u32,
-    /// The number of gateways.
     pub(crate) gateways: u32,
-    /// The number of coordinators.
     pub(crate) coordinators: u32,
-    /// The number of copies of each shard.
     pub(crate) replicas: u32,
-    /// The minimum size of the in-sync set.
     pub(crate) min_in_sync: u32,
-    /// The number of shards.
     pub(crate) shards: u32,
-    /// The listen address of the first gateway.
     pub(crate) http: SocketAddr,
     /// The ports by process name and kind, for example `node-1/grpc`.
     #[serde(default)]
@@ -229,67 +230,41 @@ impl DevSettings {
         extra: &[String],
     ) -> Vec<ProcessSpec> {
         let extra = ExtraFlags::share_out(extra);
+        let spec = |role, name: &str, listen: &str, own: &[(&str, &str)], extra: &[String]| {
+            let (grpc, metrics) = (self.address(name, "grpc"), self.address(name, "metrics"));
+            let common = [
+                ("--name", name),
+                ("--etcd", etcd),
+                ("--cluster", CLUSTER),
+                (listen, grpc.as_str()),
+                ("--metrics", &metrics),
+            ];
+            let addresses = [("grpc", grpc.as_str()), ("metrics", &metrics)];
+            spec(role, name, program, extra, &[&common, own].concat(), &addresses)
+        };
+        let numbers = [self.shards, self.replicas, self.min_in_sync, self.nodes];
+        let [shards, replicas, min_in_sync, nodes] = numbers.map(|number| number.to_string());
+        let of_cluster = [
+            ("--shards", shards.as_str()),
+            ("--replicas", &replicas),
+            ("--min-in-sync", &min_in_sync),
+            ("--expect-nodes", &nodes),
+        ];
         let mut specs = Vec::new();
         for number in 1..=self.coordinators {
-            let name = format!("coordinator-{number}");
-            let (grpc, metrics) = (self.address(&name, "grpc"), self.address(&name, "metrics"));
-            let flags = [
-                ("--name", name.as_str()),
-                ("--etcd", etcd),
-                ("--cluster", CLUSTER),
-                ("--listen", &grpc),
-                ("--metrics", &metrics),
-                ("--shards", &self.shards.to_string()),
-                ("--replicas", &self.replicas.to_string()),
-                ("--min-in-sync", &self.min_in_sync.to_string()),
-                ("--expect-nodes", &self.nodes.to_string()),
-            ];
-            let addresses = [("grpc", grpc.as_str()), ("metrics", &metrics)];
-            let role = ProcessRole::Coordinator;
-            specs.push(spec(role, &name, program, &extra.coordinators, &flags, &addresses));
+            let (role, name) = (ProcessRole::Coordinator, format!("coordinator-{number}"));
+            specs.push(spec(role, &name, "--listen", &of_cluster, &extra.coordinators));
         }
         for number in 1..=self.nodes {
-            let name = format!("node-{number}");
-            let (grpc, metrics) = (self.address(&name, "grpc"), self.address(&name, "metrics"));
+            let (role, name) = (ProcessRole::StorageNode, format!("node-{number}"));
             let data = folder.join(&name).display().to_string();
-            let flags = [
-                ("--name", name.as_str()),
-                ("--data", &data),
-                ("--etcd", etcd),
-                ("--cluster", CLUSTER),
-                ("--listen", &grpc),
-                ("--metrics", &metrics),
-            ];
-            let addresses = [("grpc", grpc.as_str()), ("metrics", &metrics)];
-            specs.push(spec(
-                ProcessRole::StorageNode,
-                &name,
-                program,
-                &extra.nodes,
-                &flags,
-                &addresses,
-            ));
+            specs.push(spec(role, &name, "--listen", &[("--data", &data)], &extra.nodes));
         }
         for (number, http) in (1..).zip(self.gateway_addresses()) {
-            let name = format!("gateway-{number}");
-            let (grpc, metrics) = (self.address(&name, "grpc"), self.address(&name, "metrics"));
-            let flags = [
-                ("--name", name.as_str()),
-                ("--http", &http),
-                ("--etcd", etcd),
-                ("--cluster", CLUSTER),
-                ("--grpc", &grpc),
-                ("--metrics", &metrics),
-            ];
-            let addresses = [("http", http.as_str()), ("grpc", &grpc), ("metrics", &metrics)];
-            specs.push(spec(
-                ProcessRole::Gateway,
-                &name,
-                program,
-                &extra.gateways,
-                &flags,
-                &addresses,
-            ));
+            let (role, name) = (ProcessRole::Gateway, format!("gateway-{number}"));
+            let mut spec = spec(role, &name, "--grpc", &[("--http", &http)], &extra.gateways);
+            spec.addresses.insert("http".to_owned(), http);
+            specs.push(spec);
         }
         specs
     }
@@ -337,22 +312,14 @@ impl ExtraFlags {
             if let Some(text) = word.strip_prefix("--") {
                 flag = text.split('=').next().unwrap_or_default();
             }
-            let (coordinators, nodes, gateways) = match flag {
-                "rebuild-delay" | "idempotency-window" | "idempotency-bytes" => {
-                    (true, false, false)
-                }
-                "workers" | "linger-us" => (false, false, true),
-                "lease-ttl" => (true, true, true),
-                _ => (false, true, false),
+            let Self { coordinators, nodes, gateways } = &mut extra;
+            let heaps = match flag {
+                "rebuild-delay" | "idempotency-window" | "idempotency-bytes" => vec![coordinators],
+                "workers" | "linger-us" => vec![gateways],
+                "lease-ttl" => vec![coordinators, nodes, gateways],
+                _ => vec![nodes],
             };
-            let those = [
-                (coordinators, &mut extra.coordinators),
-                (nodes, &mut extra.nodes),
-                (gateways, &mut extra.gateways),
-            ];
-            for (_, heap) in those.into_iter().filter(|(wanted, _)| *wanted) {
-                heap.push(word.clone());
-            }
+            heaps.into_iter().for_each(|heap| heap.push(word.clone()));
         }
         extra
     }

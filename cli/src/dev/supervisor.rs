@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use super::cluster_file::{self, ClusterFile, DeadProcess, ProcessRole, ProcessSpec};
+use super::cluster_file::{self, ClusterFile, ProcessRole, ProcessSpec};
 use super::guard::ProcessGuard;
 use super::process::Process;
 use crate::output;
@@ -65,11 +65,8 @@ enum ProcessState {
 
 /// A child process that ended.
 pub(crate) struct ExitedProcess {
-    /// The name of the process.
     pub(crate) name: String,
-    /// The role of the process.
     pub(crate) role: ProcessRole,
-    /// The exit status.
     pub(crate) status: ExitStatus,
 }
 
@@ -178,7 +175,7 @@ impl Supervisor {
                 Some(process) => {
                     file.processes.push(cluster_file::ListedProcess { pid: process.pid, spec });
                 }
-                None => file.dead.push(DeadProcess { spec }),
+                None => file.dead.push(spec),
             }
         }
         if self.written.as_ref() != Some(&file) {
