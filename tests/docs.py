@@ -318,7 +318,10 @@ def incomplete(reference):
         yield from differences(f"dkc {role}", known, first_cells(parts["All roles"]) | first_cells(parts[title]))
     registered = set()
     for path in REPOSITORY.glob("*/src/metrics.rs"):
-        registered |= set(re.findall(r'(?:register|counter)\(\s*(?:\w+,\s*)?"(\w+)"', path.read_text()))
+        text = path.read_text()
+        registered |= set(re.findall(r'(?:register|metric|times)\(\s*(?:\w+,\s*)?"(\w+)"', text))
+        # The list of those that each shard has.
+        registered |= set(re.findall(r'^    \("(\w+)", "', text, re.MULTILINE))
     named = {re.sub("_total$", "", name) for name in re.findall(r"`dkc_(\w+)` \|", parts["Metrics"])}
     yield from differences("metrics", registered, named)
     rules = (REPOSITORY / "deploy/prometheus/rules.yml").read_text()
