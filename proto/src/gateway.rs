@@ -124,12 +124,10 @@ impl From<NodeReply> for wire::Reply {
                 };
                 reply::Kind::Read(wire::ReadReply { id, kind: Some(kind), staleness_us })
             }
-            NodeReply::ShardState { slots, state } => {
-                reply::Kind::ShardState(wire::ShardState {
-                    slots: Some(slots.into()),
-                    frozen: state == ShardAvailability::Frozen,
-                })
-            }
+            NodeReply::ShardState { slots, state } => reply::Kind::ShardState(wire::ShardState {
+                slots: Some(slots.into()),
+                frozen: state == ShardAvailability::Frozen,
+            }),
         };
         Self { kind: Some(kind) }
     }

@@ -184,10 +184,7 @@ fn node(
 /// The end of the loop, and its disk, which may take long to close.
 type LoopResult = Result<(LoopEnd, Disk), oneshot::error::RecvError>;
 
-fn start_loop(
-    parts: Parts,
-    early: Vec<engine::node::Event>,
-) -> oneshot::Receiver<(LoopEnd, Disk)> {
+fn start_loop(parts: Parts, early: Vec<engine::node::Event>) -> oneshot::Receiver<(LoopEnd, Disk)> {
     let (end, ended) = oneshot::channel();
     tokio::spawn(async move {
         // Without a receiver the process is ending anyway.

@@ -216,7 +216,8 @@ impl State {
                         }
                         Mood::Babbles | Mood::TurnsAway => {
                             self.apply(&batch);
-                            let _gone = to.send(Ok(wire::ToGateway::from(vec![wire::Reply { kind: None }])));
+                            let _gone = to
+                                .send(Ok(wire::ToGateway::from(vec![wire::Reply { kind: None }])));
                             continue;
                         }
                         Mood::Serves | Mood::Holds | Mood::FullOfTokens => self.apply(&batch),

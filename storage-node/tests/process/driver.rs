@@ -336,7 +336,7 @@ async fn copies_may_be_announced_in_any_order() {
     let parts: Vec<_> = std::iter::once(header).chain(end).collect();
     let mut copies = PeerClient::connect(bench.url.clone()).await.expect("it listens");
     let copy = copies.snapshot(tokio_stream::iter(parts));
-    let copy = tokio::time::timeout(Duration::from_secs(20), copy).await;
+    let copy = timeout(Duration::from_secs(20), copy).await;
     copy.expect("a copy that is whole is answered").expect("it was taken");
     let messages = bench.until_quiet();
     let [LoopMessage::Event(Event::SnapshotStaged { transfer: FIRST, .. })] = &messages[..] else {
@@ -423,7 +423,7 @@ async fn a_copy_that_is_not_whole_or_not_meant_is_refused() {
     let waits = tokio_stream::once(header(ME, LINK, &record)).chain(tokio_stream::pending());
     let coming = tokio::spawn(async move { copies.snapshot(waits).await });
     drop((send, replies));
-    let refused = tokio::time::timeout(Duration::from_secs(20), coming).await.expect("in time");
+    let refused = timeout(Duration::from_secs(20), coming).await.expect("in time");
     let refused = refused.expect("no panic").expect_err("its connection is gone");
     assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
     let staged =
@@ -448,7 +448,7 @@ async fn end_of<T>(mut replies: tonic::Streaming<T>) -> Result<(), Status> {
 }
 
 async fn ends_with(ended: Ended, code: Code, why: &str) {
-    let ended = tokio::time::timeout(Duration::from_secs(20), ended).await.expect("it ends");
+    let ended = timeout(Duration::from_secs(20), ended).await.expect("it ends");
     let status = ended.expect("no panic").expect_err("it is refused");
     assert_eq!(status.code(), code, "{status}");
     assert!(status.message().contains(why), "{status}");
