@@ -153,9 +153,10 @@ fn take_slice(turn: &mut NodeTurn<'_>, slice: &Slice) -> Result<(), SliceRefusal
         return Err(Reject::WrongCopy { copy: CopyNo(0) }.into());
     };
     let last = replica.log.last().seq;
-    replica.accept(&mut replica_turn, slice, in_sync)?;
+    let accepted = replica.accept(&mut replica_turn, slice, in_sync);
     let new = replica.log.last().seq;
     turn.count_log(shard);
+    accepted?;
     if new > last {
         turn.prefetch(shard, last.next());
     }

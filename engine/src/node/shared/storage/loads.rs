@@ -109,6 +109,7 @@ impl NodeTurn<'_> {
         {
             let loaded = Loaded { values, records };
             replica.log.set_loading(seq, Loading::Ready { loaded, ingests });
+            self.count_log(shard);
             self.shards.to_advance.insert(shard);
         }
         None
