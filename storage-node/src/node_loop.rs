@@ -10,9 +10,9 @@
 //! one message and one fsync. Effects are performed after every single event, not once per turn: a
 //! load must begin before the next event is handled. The loop runs among the tasks that read and
 //! write sockets. With one thread for all of them, which is what a small machine has, a message
-//! passes through the node without waking another thread. Nothing here blocks: messages go into queues ([`crate::outbox`]), writes go to
-//! the disk's threads, and requests to etcd are tasks. The only rule of the protocol that this file
-//! keeps is the order of effects.
+//! passes through the node without waking another thread. Nothing here blocks: messages go into
+//! queues ([`crate::outbox`]), writes go to the disk's threads, and requests to etcd are tasks. The
+//! only rule of the protocol that this file keeps is the order of effects.
 //!
 //! The state machine itself notices a loop that was paused (SIGSTOP, a starved machine), by the
 //! time between two events. A coordinator notices too, since only the loop answers probes.

@@ -46,6 +46,10 @@ const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 /// largest reply fits beside them.
 const REPLY_BYTES: usize = 1 << 20;
 
+/// The size up to which a message arrives in one HTTP/2 frame, and so in one read. The default of
+/// 16 KiB splits the frames of a busy gateway.
+const HTTP2_FRAME_BYTES: u32 = 1 << 20;
+
 type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// The services of one node.
@@ -80,6 +84,7 @@ pub async fn serve(
     Server::builder()
         .initial_stream_window_size(services.limits.stream_window)
         .initial_connection_window_size(services.limits.connection_window())
+        .max_frame_size(HTTP2_FRAME_BYTES)
         .http2_keepalive_interval(Some(PINGS.every))
         .http2_keepalive_timeout(Some(PINGS.timeout))
         .add_routes(common)
