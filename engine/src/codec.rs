@@ -49,6 +49,39 @@ pub fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend_from_slice(bytes);
 }
 
+/// Splits a signed varint off the front of the bytes.
+pub fn split_varint_i128(bytes: &[u8]) -> Option<(i128, &[u8])> {
+    let (raw, rest) = split_varint_u128(bytes)?;
+    Some((from_zigzag(raw), rest))
+}
+
+fn from_zigzag(raw: u128) -> i128 {
+    (raw >> 1) as i128 ^ -((raw & 1) as i128)
+}
+
+/// Splits a varint of up to 128 bits off the front of the bytes.
+fn split_varint_u128(bytes: &[u8]) -> Option<(u128, &[u8])> {
+    // Nearly all have one byte.
+    if let Some((&byte, rest)) = bytes.split_first()
+        && byte < 0x80
+    {
+        return Some((u128::from(byte), rest));
+    }
+    let mut value = 0u128;
+    for (at, &byte) in bytes.iter().enumerate().take(19) {
+        let overflows = at == 18 && byte > 0x03;
+        let overlong = at > 0 && byte == 0;
+        if overflows || overlong {
+            return None;
+        }
+        value |= u128::from(byte & 0x7f) << (7 * at);
+        if byte & 0x80 == 0 {
+            return Some((value, &bytes[at + 1..]));
+        }
+    }
+    None
+}
+
 /// Takes values off the front of a byte string. Byte strings that it returns share memory with the
 /// input. Each method returns [`Malformed`] with the name `what` if the input is too short or not a
 /// value of that kind.
@@ -125,28 +158,15 @@ impl Reader {
 
     /// Takes a varint of up to 128 bits.
     pub fn varint_u128(&mut self, what: &'static str) -> Result<u128, Malformed> {
-        let mut value = 0u128;
-        for at in 0..19 {
-            let byte = *self.rest.get(at).ok_or(Malformed(what))?;
-            let bits = u128::from(byte & 0x7f);
-            let overflows = at == 18 && byte > 0x03;
-            let overlong = at > 0 && byte == 0;
-            if overflows || overlong {
-                return Err(Malformed(what));
-            }
-            value |= bits << (7 * at);
-            if byte & 0x80 == 0 {
-                bytes::Buf::advance(&mut self.rest, at + 1);
-                return Ok(value);
-            }
-        }
-        Err(Malformed(what))
+        let (value, rest) = split_varint_u128(&self.rest).ok_or(Malformed(what))?;
+        let len = self.rest.len() - rest.len();
+        bytes::Buf::advance(&mut self.rest, len);
+        Ok(value)
     }
 
     /// Takes a signed varint.
     pub fn varint_i128(&mut self, what: &'static str) -> Result<i128, Malformed> {
-        let raw = self.varint_u128(what)?;
-        Ok((raw >> 1) as i128 ^ -((raw & 1) as i128))
+        Ok(from_zigzag(self.varint_u128(what)?))
     }
 
     /// Takes a length and that many bytes.

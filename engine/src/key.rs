@@ -47,6 +47,15 @@ impl CounterKey {
         Ok(Self(name))
     }
 
+    /// Like [`CounterKey::from_name`], faster for a name of the same namespace as `before`.
+    pub fn from_name_after(name: Bytes, before: &Self) -> Result<Self, KeyError> {
+        let prefix = &before.0[..=before.zero()];
+        match name.strip_prefix(prefix).map(check_key) {
+            Some(checked) => checked.map(|()| Self(name)),
+            None => Self::from_name(name),
+        }
+    }
+
     /// `namespace ‖ 0 ‖ key`
     pub fn name(&self) -> &[u8] {
         &self.0

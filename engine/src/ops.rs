@@ -27,6 +27,9 @@ const KIND_TOKEN: u8 = 3;
 /// A flag beside a token's scope: the issue time is the shard's time of arrival.
 const ARRIVED: u8 = 2;
 
+/// The bytes of a payload for which room for one operation is made.
+const OP_BYTES_ASSUMED: usize = 16;
+
 /// An unpacked payload is never larger than this, whatever length the packed one states.
 pub const UNPACKED_BYTES_MAX: usize = 64 * 1024 * 1024;
 
@@ -107,9 +110,9 @@ impl Ops {
 }
 
 impl TokenedOps {
-    /// The operations themselves, out of all of the payload.
-    pub fn of<'a>(&self, ops: &'a [Op]) -> &'a [Op] {
-        &ops[self.first..self.first + self.count]
+    /// The operations themselves, or what belongs to them, out of all of the payload.
+    pub fn of<'a, T>(&self, all: &'a [T]) -> &'a [T] {
+        &all[self.first..self.first + self.count]
     }
 }
 
@@ -224,19 +227,25 @@ pub fn decode(payload: Bytes) -> Result<Ops, OpsError> {
     if from.u8("ops format")? != FORMAT {
         return Err(OpsError::Unknown("ops format"));
     }
-    let Ops { mut ops, mut tokened } = Ops::default();
+    // Most operations take more than this, so the list hardly ever grows. Long names leave it half
+    // empty.
+    let mut ops = Vec::with_capacity(from.remaining() / OP_BYTES_ASSUMED);
+    let mut tokened = Vec::new();
     while !from.is_empty() {
         match from.u8("op kind")? {
             KIND_TOKEN => {
                 let token = decode_token(&mut from, ops.len())?;
                 for _ in 0..token.count {
                     let kind = from.u8("op kind")?;
-                    ops.push(decode_op(kind, &mut from)?);
+                    ops.push(decode_op(kind, &mut from, ops.last())?);
                 }
                 tokened.push(token);
             }
-            kind => ops.push(decode_op(kind, &mut from)?),
+            kind => ops.push(decode_op(kind, &mut from, ops.last())?),
         }
+    }
+    if ops.len() < ops.capacity() / 2 {
+        ops.shrink_to_fit();
     }
     Ok(Ops { ops, tokened })
 }
@@ -263,7 +272,8 @@ fn decode_token(from: &mut Reader, first: usize) -> Result<TokenedOps, OpsError>
 }
 
 /// Reads one operation after its kind. A token can't be among the operations of another token.
-fn decode_op(kind: u8, from: &mut Reader) -> Result<Op, OpsError> {
+fn decode_op(kind: u8, from: &mut Reader, before: Option<&Op>) -> Result<Op, OpsError> {
+    let decode_counter = |from: &mut Reader| decode_counter(from, before);
     match kind {
         KIND_ADD => {
             let counter = decode_counter(from)?;
@@ -279,9 +289,13 @@ fn decode_op(kind: u8, from: &mut Reader) -> Result<Op, OpsError> {
     }
 }
 
-fn decode_counter(from: &mut Reader) -> Result<CounterKey, OpsError> {
+fn decode_counter(from: &mut Reader, before: Option<&Op>) -> Result<CounterKey, OpsError> {
     let name = from.bytes("op name")?;
-    CounterKey::from_name(name).map_err(|_| OpsError::Malformed("op name"))
+    let counter = match before {
+        Some(before) => CounterKey::from_name_after(name, &before.counter),
+        None => CounterKey::from_name(name),
+    };
+    counter.map_err(|_| OpsError::Malformed("op name"))
 }
 
 #[cfg(test)]

@@ -64,7 +64,7 @@ fn name(number: u64) -> Vec<u8> {
 }
 
 fn table() -> SealedTable {
-    let mut table = Table::with_capacity(COUNTERS as usize);
+    let mut table = Table::new();
     for number in 0..COUNTERS {
         let name = name(number);
         table.add(&name, key::hash(&name), i128::from(1 + number % 1_000));

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use engine::store::table::TABLE_BYTES_MAX;
+
 use crate::state::StateSettings;
 
 /// The place and the limits of a store.
@@ -66,7 +68,7 @@ impl DiskSettings {
 /// | part | eighteenths | beyond it |
 /// |---|---|---|
 /// | RocksDB's blocks, indexes and filters | 4 | the oldest go |
-/// | counter tables: active, sealed, half of one that grows | 5 | applying waits for the flush |
+/// | counter tables: active, sealed, the order of the flush | 5 | applying waits for the flush |
 /// | ordered and not applied, decoded | 2 | batches are refused; a follower stops acknowledging |
 /// | received and not handled: gateways, peers | 2 | nothing more is read from those sockets |
 /// | applied log for followers that lag | 1 | the oldest go; such followers are fed from the disk |
@@ -112,7 +114,7 @@ impl MemoryPlan {
         Self {
             cache_bytes: 4 * part,
             open_files_max: i32::try_from((divided >> 20) * 4).unwrap_or(i32::MAX).min(4_000),
-            table_bytes_max: 2 * part,
+            table_bytes_max: (part / 4 * 9).min(TABLE_BYTES_MAX),
             pending_bytes_max: 2 * part,
             log_memory_bytes: part,
             intake_bytes,

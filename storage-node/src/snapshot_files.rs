@@ -191,8 +191,8 @@ impl Stager {
     pub fn rows(&mut self, rows: &[(Bytes, Bytes)]) -> Result<(), NotStaged> {
         for (key, value) in rows {
             self.check(key, value)?;
-            let change = RowChange::Put(value.to_vec());
-            let added = self.files.with_dependent_mut(|_, files| files.add(key, &change));
+            let change = RowChange::Put(value);
+            let added = self.files.with_dependent_mut(|_, files| files.add(key, change));
             self.or_report(added)?;
         }
         kill::point("stage.rows");

@@ -126,9 +126,7 @@ impl StateStore {
         shards: &[(CopyNo, ShardState)],
     ) -> Result<(), DiskError> {
         let mut files = SortedFiles::new(self);
-        for (key, change) in layout::rows(table, shards) {
-            files.add(&key, &change)?;
-        }
+        layout::rows(table, shards, |key, change| files.add(key, change))?;
         let files = files.finish()?;
         self.ingest(files, &[])?;
         self.expiry_filter.ingested(shards.iter().map(|(_, state)| state));
@@ -153,7 +151,7 @@ impl StateStore {
         // Files ingested in one call take effect in this order.
         let mut record = SortedFiles::new(self);
         let key = layout::shard_key(state.slots.shard());
-        record.add(&key, &RowChange::Put(layout::encode_shard(copy, state)))?;
+        record.add(&key, RowChange::Put(&layout::encode_shard(copy, state)))?;
         let before = [self.range_deletes(state.slots)?];
         let files = [&before[..], staged, &record.finish()?].concat();
         kill::point("install.files");
@@ -225,7 +223,7 @@ impl<'a> SortedFiles<'a> {
     }
 
     /// Adds a row, whose key is above all keys before it.
-    pub fn add(&mut self, key: &[u8], change: &RowChange) -> Result<(), DiskError> {
+    pub fn add(&mut self, key: &[u8], change: RowChange<'_>) -> Result<(), DiskError> {
         if self.writer.is_none() {
             let path = self.state.fresh_path();
             let writer = SstFileWriter::create(&self.state.options);
@@ -582,7 +580,7 @@ mod tests {
         let mut files = bench.state.files();
         let id = RecordId { slot: Slot(7), hash: 1 };
         let row = layout::encode_record(&TokenRecord { bucket: 1, fingerprint: 0, values: vec![] });
-        files.add(&layout::idempotency_key(id.slot, id.hash), &RowChange::Put(row)).unwrap();
+        files.add(&layout::idempotency_key(id.slot, id.hash), RowChange::Put(&row)).unwrap();
         let staged = files.finish().unwrap();
         bench.state.install(&staged, CopyNo(2), &Bench::state_at(4_000, &[1])).unwrap();
         assert_eq!(bench.left(), [1]);

@@ -195,17 +195,20 @@ impl Applying<'_> {
         let Decoded::Ops(Ops { ops, tokened }) = decoded else { return BatchResult::Malformed };
         // An operation for another shard's slot can only come from a faulty gateway. It must have
         // no effect, since its counter's rows belong to another log.
-        if ops.iter().any(|op| !self.state.slots.contains(op.counter.slot())) {
+        let hashes: Vec<_> = ops.iter().map(|op| key::hash(op.counter.name())).collect();
+        if hashes.iter().any(|&hash| !self.state.slots.contains(key::slot_of(hash))) {
             return BatchResult::Malformed;
         }
+        self.tables.active.prefetch(&hashes);
         let (mut values, mut tokens) = (Vec::new(), Vec::new());
         let mut next = 0;
         for group in tokened {
-            self.apply_ops(&ops[next..group.first], &mut values);
-            tokens.push(self.apply_tokened(group, ops, &mut values));
+            let before = next..group.first;
+            self.apply_ops(&ops[before.clone()], &hashes[before], &mut values);
+            tokens.push(self.apply_tokened(group, ops, &hashes, &mut values));
             next = group.first + group.count;
         }
-        self.apply_ops(&ops[next..], &mut values);
+        self.apply_ops(&ops[next..], &hashes[next..], &mut values);
         BatchResult::Applied { values, tokens }
     }
 
@@ -214,10 +217,11 @@ impl Applying<'_> {
         &mut self,
         group: &TokenedOps,
         ops: &[Op],
+        hashes: &[u128],
         values: &mut Vec<i128>,
     ) -> TokenOutcome {
         let id = record_id(group, ops, self.state.slots);
-        let ops = group.of(ops);
+        let (ops, hashes) = (group.of(ops), group.of(hashes));
         let namespace = ops[0].counter.namespace();
         let value_count = ops.iter().filter(|op| op.kind.returns_value()).count();
         let planted = self.limits.planted;
@@ -239,7 +243,7 @@ impl Applying<'_> {
             }
             TokenVerdict::Apply { bucket } => {
                 let mut own = Vec::new();
-                self.apply_ops(ops, &mut own);
+                self.apply_ops(ops, hashes, &mut own);
                 values.extend(&own);
                 let fingerprint = group.tag.fingerprint as u64;
                 let record = TokenRecord { bucket, fingerprint, values: own };
@@ -251,10 +255,9 @@ impl Applying<'_> {
         }
     }
 
-    fn apply_ops(&mut self, ops: &[Op], values: &mut Vec<i128>) {
-        for op in ops {
+    fn apply_ops(&mut self, ops: &[Op], hashes: &[u128], values: &mut Vec<i128>) {
+        for (op, &hash) in ops.iter().zip(hashes) {
             let name = op.counter.name();
-            let hash = key::hash(name);
             let before = || {
                 let base = self.loaded.values.get(&op.counter).copied().unwrap_or(0);
                 self.tables.value(Some(base), name, hash)

@@ -22,7 +22,9 @@ use bytes::Bytes;
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::batch::{put_revision, put_session, revision, session};
-use crate::codec::{Malformed, Reader, put_bytes, put_varint, put_varint_i128};
+use crate::codec::{
+    Malformed, Reader, put_bytes, put_varint, put_varint_i128, split_varint_i128, varint_i128_len,
+};
 use crate::entry::Position;
 use crate::ids::{BatchSeq, Chain, CopyNo, Epoch, Seq, ShardId, Slot, Slots, TimeMs};
 use crate::key::CounterKey;
@@ -49,10 +51,14 @@ const IDEMPOTENCY_FORMAT: u8 = 1;
 /// The key of a counter's row. `name` is `namespace ‖ 0 ‖ key`.
 pub fn counter_key(slot: Slot, name: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(3 + name.len());
-    out.push(KIND_COUNTER);
-    out.extend_from_slice(&slot.0.to_be_bytes());
-    out.extend_from_slice(name);
+    put_counter_key(&mut out, slot, name);
     out
+}
+
+fn put_counter_key(out: &mut Vec<u8>, slot: Slot, name: &[u8]) {
+    let [high, low] = slot.0.to_be_bytes();
+    out.extend_from_slice(&[KIND_COUNTER, high, low]);
+    out.extend_from_slice(name);
 }
 
 /// The key of an idempotency record: the slot of the counter, or for a part of a batch the first
@@ -156,10 +162,14 @@ pub fn counter_operand(delta: i128) -> Vec<u8> {
 }
 
 fn number(tag: u8, number: i128) -> Vec<u8> {
-    let mut out = Vec::with_capacity(6);
-    out.push(tag);
-    put_varint_i128(&mut out, number);
+    let mut out = Vec::with_capacity(1 + varint_i128_len(number));
+    put_number(&mut out, tag, number);
     out
+}
+
+fn put_number(out: &mut Vec<u8>, tag: u8, number: i128) {
+    out.push(tag);
+    put_varint_i128(out, number);
 }
 
 /// Decodes a counter's value.
@@ -167,19 +177,18 @@ pub fn decode_counter(bytes: &[u8]) -> Result<i128, Malformed> {
     decode_number(bytes, TAG_VALUE, "counter value")
 }
 
+/// Runs for each row that a compaction merges, so it copies nothing.
 fn decode_number(bytes: &[u8], tag: u8, what: &'static str) -> Result<i128, Malformed> {
-    let mut from = Reader::new(Bytes::copy_from_slice(bytes));
-    let head = from.u8(what)?;
+    let (&head, rest) = bytes.split_first().ok_or(Malformed(what))?;
     if head & !FLAG_EXPIRY != tag {
         return Err(Malformed(what));
     }
-    let number = from.varint_i128(what)?;
+    let (number, rest) = split_varint_i128(rest).ok_or(Malformed(what))?;
     if head & FLAG_EXPIRY != 0 {
         // A build that knows expiry wrote it. To fold it away would make a counter live for ever.
         return Err(Malformed("counter expiry: a newer build wrote it"));
     }
-    from.finish(what)?;
-    Ok(number)
+    if rest.is_empty() { Ok(number) } else { Err(Malformed(what)) }
 }
 
 /// RocksDB's *full* merge: the value of `existing` (0 if absent) plus all operands.
@@ -464,62 +473,90 @@ fn outcomes(from: &mut Reader) -> Result<Vec<TokenOutcome>, Malformed> {
 // ---- a flush
 
 /// One row of a flush's file: how it changes the state.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum RowChange {
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum RowChange<'a> {
     /// Replaces the row.
-    Put(Vec<u8>),
+    Put(&'a [u8]),
     /// Adds an operand to the row.
-    Merge(Vec<u8>),
+    Merge(&'a [u8]),
     /// Removes the row.
     Delete,
 }
 
-/// The rows of one flush, in key order: the content of one sorted file. Counters and records of no
-/// given shard are left out, since their copy was dropped while they were in the table.
-pub fn rows<'a>(
-    sealed: &'a SealedTable,
-    shards: &'a [(CopyNo, ShardState)],
-) -> impl Iterator<Item = (Vec<u8>, RowChange)> + 'a {
-    let owner = |slot: Slot| shards.iter().find(|(_, state)| state.slots.contains(slot));
-    let owned = move |slot: Slot| owner(slot).is_some();
-    let mut known = None;
-    let counters = sealed
-        .sorted()
-        .filter(move |&(slot, _, _)| {
-            // The counters are sorted by slot, so the answer for the previous slot is nearly always
-            // the one that is needed.
-            match known {
-                Some((asked, answer)) if asked == slot => answer,
-                _ => {
-                    let answer = owned(slot);
-                    known = Some((slot, answer));
-                    answer
-                }
-            }
-        })
-        .filter_map(|(slot, name, cell)| Some((counter_key(slot, name), change(cell)?)));
-    // A record whose bucket has been dropped since does not exist any more.
-    let exists = move |id: RecordId, record: &TokenRecord| {
-        owner(id.slot).is_some_and(|(_, state)| state.tokens.is_live(record.bucket))
-    };
-    let tokens = sealed
-        .records()
-        .filter(move |&(id, record)| exists(id, record))
-        .map(|(id, row)| (idempotency_key(id.slot, id.hash), RowChange::Put(encode_record(row))));
-    let mut records: Vec<_> = shards.iter().collect();
-    records.sort_by_key(|(_, state)| state.slots.lo);
-    let records = records.into_iter().map(|(copy, state)| {
-        (shard_key(state.slots.shard()), RowChange::Put(encode_shard(*copy, state)))
-    });
-    counters.chain(tokens).chain(records)
+/// Calls `each` for the rows of one flush, in key order: the content of one sorted file. Counters
+/// and records of no given shard are left out, since their copy was dropped while they were in the
+/// table.
+///
+/// # Errors
+///
+/// The first error of `each`.
+pub fn rows<E>(
+    sealed: &SealedTable,
+    shards: &[(CopyNo, ShardState)],
+    mut each: impl FnMut(&[u8], RowChange<'_>) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut states: Vec<_> = shards.iter().collect();
+    states.sort_by_key(|(_, state)| state.slots.lo);
+    counter_rows(sealed, &states, &mut each)?;
+    for (id, record) in sealed.records() {
+        // A record whose bucket has been dropped since does not exist any more.
+        if owner(&states, id.slot).is_some_and(|state| state.tokens.is_live(record.bucket)) {
+            let row = encode_record(record);
+            each(&idempotency_key(id.slot, id.hash), RowChange::Put(&row))?;
+        }
+    }
+    states.iter().try_for_each(|(copy, state)| {
+        each(&shard_key(state.slots.shard()), RowChange::Put(&encode_shard(*copy, state)))
+    })
 }
 
-fn change(cell: Cell) -> Option<RowChange> {
+/// The shard of this slot, out of shards in ascending order.
+fn owner<'a>(states: &[&'a (CopyNo, ShardState)], slot: Slot) -> Option<&'a ShardState> {
+    let after = states.partition_point(|(_, state)| state.slots.lo <= slot.0);
+    let (_, state) = states[after.checked_sub(1)?];
+    state.slots.contains(slot).then_some(state)
+}
+
+/// The rows of counters. Nothing is allocated for a row: there are millions.
+fn counter_rows<E>(
+    sealed: &SealedTable,
+    states: &[&(CopyNo, ShardState)],
+    each: &mut impl FnMut(&[u8], RowChange<'_>) -> Result<(), E>,
+) -> Result<(), E> {
+    let (mut key, mut value) = (Vec::new(), Vec::new());
+    let mut known = None;
+    for (slot, name, cell) in sealed.sorted() {
+        // The answer for the previous slot is often the one that is needed.
+        let is_owned = match known {
+            Some((of, answer)) if of == slot => answer,
+            _ => owner(states, slot).is_some(),
+        };
+        known = Some((slot, is_owned));
+        if !is_owned {
+            continue;
+        }
+        value.clear();
+        if let Some(change) = change(cell, &mut value) {
+            key.clear();
+            put_counter_key(&mut key, slot, name);
+            each(&key, change)?;
+        }
+    }
+    Ok(())
+}
+
+fn change(cell: Cell, value: &mut Vec<u8>) -> Option<RowChange<'_>> {
     match cell {
         Cell::Delta(0) => None,
-        Cell::Delta(delta) => Some(RowChange::Merge(counter_operand(delta))),
+        Cell::Delta(delta) => {
+            put_number(value, TAG_OPERAND, delta);
+            Some(RowChange::Merge(value))
+        }
         Cell::Absolute(0) => Some(RowChange::Delete),
-        Cell::Absolute(value) => Some(RowChange::Put(counter_value(value))),
+        Cell::Absolute(sum) => {
+            put_number(value, TAG_VALUE, sum);
+            Some(RowChange::Put(value))
+        }
     }
 }
 
@@ -612,6 +649,27 @@ mod tests {
         assert_eq!(decode_record(&want), Ok(record));
     }
 
+    /// A row's key, the name of its change, and the bytes of it.
+    type Row = (Vec<u8>, (&'static str, Vec<u8>));
+
+    fn put(row: Vec<u8>) -> (&'static str, Vec<u8>) {
+        ("put", row)
+    }
+
+    fn collected(sealed: &SealedTable, shards: &[(CopyNo, ShardState)]) -> Vec<Row> {
+        let mut collected = Vec::new();
+        let all = rows(sealed, shards, |key, change| {
+            let change = match change {
+                RowChange::Put(row) => put(row.to_vec()),
+                RowChange::Merge(operand) => ("merge", operand.to_vec()),
+                RowChange::Delete => ("delete", vec![]),
+            };
+            collected.push((key.to_vec(), change));
+            Ok::<(), ()>(())
+        });
+        all.map(|()| collected).expect("nothing fails")
+    }
+
     fn full_state() -> ShardState {
         let session = |revision| SessionId(Revision { incarnation: 1, revision });
         let row = |result| SessionRow {
@@ -697,11 +755,10 @@ mod tests {
         state.tokens.add(&limits, b"ns", 1, (0, 40));
         let shards = [(CopyNo(1), state)];
         let sealed = table.seal();
-        let rows: Vec<_> = rows(&sealed, &shards).collect();
+        let rows = collected(&sealed, &shards);
         assert!(rows.windows(2).all(|two| two[0].0 < two[1].0));
         let tokens: Vec<_> = rows.iter().filter(|(key, _)| key[0] == KIND_IDEMPOTENCY).collect();
-        let want =
-            |hash| (idempotency_key(Slot(5), hash), RowChange::Put(encode_record(&record(1))));
+        let want = |hash| (idempotency_key(Slot(5), hash), put(encode_record(&record(1))));
         assert_eq!(tokens, [&want(1), &want(2)]);
     }
 
@@ -768,22 +825,22 @@ mod tests {
         let slots = Slots { lo: 0, hi: 0x7fff };
         let shards = [(CopyNo(1), ShardState { slots, ..ShardState::default() })];
         let sealed = table.seal();
-        let rows: Vec<_> = rows(&sealed, &shards).collect();
+        let rows = collected(&sealed, &shards);
         assert!(rows.windows(2).all(|two| two[0].0 < two[1].0));
         let mut want = BTreeMap::new();
         for (n, name) in names.iter().enumerate() {
             let slot = key::slot_of(key::hash(name));
             let change = match n % 4 {
-                0 => RowChange::Merge(counter_operand(5)),
+                0 => ("merge", counter_operand(5)),
                 1 => continue,
-                2 => RowChange::Delete,
-                _ => RowChange::Put(counter_value(9)),
+                2 => ("delete", vec![]),
+                _ => put(counter_value(9)),
             };
             if slots.contains(slot) {
                 want.insert(counter_key(slot, name), change);
             }
         }
-        want.insert(shard_key(ShardId(0)), RowChange::Put(encode_shard(CopyNo(1), &shards[0].1)));
+        want.insert(shard_key(ShardId(0)), put(encode_shard(CopyNo(1), &shards[0].1)));
         assert_eq!(rows, want.into_iter().collect::<Vec<_>>());
     }
 

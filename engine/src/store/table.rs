@@ -1,8 +1,9 @@
-//! The counter table (memtable): committed changes between two flushes, one cache line per counter.
+//! The counter table (memtable): committed changes between two flushes.
 //!
-//! The table uses open addressing with linear probing: a counter's entry holds 64 bits of its hash,
-//! its sum and its name up to 38 bytes; a longer name lies in an arena, and the entry has its
-//! offset. So a hot counter costs one memory access. The name is compared, never only the hash.
+//! Counters are packed one behind the other into *chunks* of memory, each with its sum and its
+//! name; a hash index has a word for each: 32 bits of its hash, and where it is. So a counter with
+//! a short name takes 35 to 45 bytes, memory is taken as it is used, and growing moves nothing but
+//! the index. The name is compared, never only the hash.
 //!
 //! A [`Cell::Delta`] is not a value: it must be added to what lies below, which is the sealed
 //! table, then the state. [`Cell::Absolute`] hides everything below.
@@ -17,8 +18,8 @@
 //! record must reach the state in one step.
 //!
 //! Nothing is ever removed: a table is filled, sealed, written and dropped. Sorting is left to the
-//! flush. Doubling moves every entry, so a node that must avoid long pauses gives the table its
-//! capacity at the start.
+//! flush. A table that follows another begins with an index of the size that the other one needed
+//! ([`Table::successor`]), so in a steady state nothing is moved at all.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -30,19 +31,29 @@ use crate::memory;
 use crate::planted::Planted;
 use crate::shard::idempotency::{RecordId, TokenRecord};
 
-/// The longest name kept in the entry itself.
-const INLINE_BYTES: usize = 38;
-const ENTRY_BYTES: usize = 64;
+/// The bytes of a counter before its name: the lower half of its sum, then the length of its name
+/// and its flags; if it is wide, then the upper half of its sum.
+const HEAD_BYTES: usize = 10;
+const WIDE_BYTES: usize = 8;
+/// A counter begins at a multiple of this many bytes of its chunk.
+const UNIT_BYTES: usize = 8;
+/// The bits of an address that are the unit within the chunk.
+const UNIT_BITS: u32 = 20;
+const CHUNK_BYTES_MIN: usize = 4 << 10;
+const CHUNK_BYTES_MAX: usize = UNIT_BYTES << UNIT_BITS;
+/// The most bytes of counters, by the bits of an address. (Chunks are numbered from 1.)
+pub const TABLE_BYTES_MAX: usize = CHUNK_BYTES_MAX << (31 - UNIT_BITS);
+/// The number of words of the smallest index.
+const WORDS_MIN: usize = 64;
+/// The number of counters whose memory is requested at once.
+const PREFETCHED: usize = 16;
 /// The bytes that a record takes in the map, without its values.
 const RECORD_BYTES: usize = memory::of_map::<RecordId, TokenRecord>(6) / 6;
-/// The number of entries of an empty table without a stated capacity.
-const ENTRIES_MIN: usize = 64;
-/// The bytes that such a table takes.
-pub const EMPTY_BYTES: usize = ENTRIES_MIN * ENTRY_BYTES;
 
-const DELTA: u8 = 1;
-const ABSOLUTE: u8 = 2;
-const LONG: u8 = 4;
+/// A flag beside the length of a name: the sum is a value, not a delta.
+const ABSOLUTE: u16 = 1 << 15;
+/// A flag beside it: the sum has 128 bits, not 64.
+const WIDE: u16 = 1 << 14;
 
 /// The table's information about one counter.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -74,81 +85,84 @@ impl Cell {
     }
 }
 
-/// One counter. `flags` 0 is an empty entry. For a long name `name` begins with its offset in the
-/// arena (u64) and its length (u16), both little-endian.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct TableEntry {
-    sum: i128,
-    hash: u64,
-    flags: u8,
-    len: u8,
-    name: [u8; INLINE_BYTES],
+/// The upper 32 bits of a counter's hash. The slot is its upper half.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct Tag(u32);
+
+impl Tag {
+    fn of(hash: u128) -> Self {
+        Self((hash >> 96) as u32)
+    }
+
+    /// The place of this tag in an index of so many words, a power of two. A node may hold few
+    /// slots, so all bits of the tag count (Fibonacci hashing).
+    fn home(self, words: usize) -> usize {
+        let spread = u64::from(self.0).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        ((spread >> 32) as usize * words) >> 32
+    }
 }
 
-const _: () = assert!(size_of::<TableEntry>() == ENTRY_BYTES, "a counter is one cache line");
+/// One word of the index: a counter's tag, then its address. 0 is empty,
+/// since no address is 0.
+#[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
+struct Word(u64);
 
-impl TableEntry {
-    const EMPTY: Self = Self { sum: 0, hash: 0, flags: 0, len: 0, name: [0; INLINE_BYTES] };
-
-    fn is_empty(&self) -> bool {
-        self.flags == 0
+impl Word {
+    fn new(tag: Tag, chunk: usize, at: usize) -> Self {
+        let address = (chunk as u64 + 1) << UNIT_BITS | (at / UNIT_BYTES) as u64;
+        assert!(address <= u64::from(u32::MAX), "a table takes at most TABLE_BYTES_MAX");
+        Self(u64::from(tag.0) << 32 | address)
     }
 
-    fn name<'a>(&'a self, arena: &'a [u8]) -> &'a [u8] {
-        if self.flags & LONG == 0 {
-            return &self.name[..usize::from(self.len)];
-        }
-        let mut at = [0; 8];
-        at.copy_from_slice(&self.name[..8]);
-        let at = u64::from_le_bytes(at) as usize;
-        let len = usize::from(u16::from_le_bytes([self.name[8], self.name[9]]));
-        &arena[at..at + len]
+    fn is_empty(self) -> bool {
+        self.0 == 0
     }
 
-    fn cell(&self) -> Cell {
-        if self.flags & ABSOLUTE != 0 { Cell::Absolute(self.sum) } else { Cell::Delta(self.sum) }
+    fn tag(self) -> Tag {
+        Tag((self.0 >> 32) as u32)
     }
 
-    fn slot(&self) -> Slot {
-        Slot((self.hash >> 48) as u16)
+    fn slot(self) -> Slot {
+        Slot((self.0 >> 48) as u16)
+    }
+
+    /// The chunk, and the offset of the counter in it.
+    fn place(self) -> (usize, usize) {
+        let address = self.0 as u32;
+        let unit = address & ((1 << UNIT_BITS) - 1);
+        ((address >> UNIT_BITS) as usize - 1, unit as usize * UNIT_BYTES)
     }
 }
 
 /// A table that is being filled.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct Table {
-    /// The hash table: a power of two of entries, at most three quarters of them used, so that a
-    /// probe always ends.
-    entries: Vec<TableEntry>,
-    arena: Vec<u8>,
+    /// The hash index: a power of two of words, at most three quarters of them used, so that a
+    /// probe always ends; or none.
+    words: Vec<u64>,
+    /// The counters. A chunk never grows beyond its capacity.
+    chunks: Vec<Vec<u8>>,
+    /// The capacity of all chunks together.
+    chunk_bytes: usize,
     len: usize,
     records: BTreeMap<RecordId, TokenRecord>,
     record_bytes: usize,
 }
 
-impl Default for Table {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Table {
-    /// An empty table.
+    /// An empty table, which takes no memory.
     pub fn new() -> Self {
-        Self::with_capacity(0)
+        Self::default()
     }
 
-    /// A table that takes this many counters without moving any.
-    pub fn with_capacity(counters: usize) -> Self {
-        let entries = (counters + counters / 3 + 1).next_power_of_two().max(ENTRIES_MIN);
-        Self {
-            entries: vec![TableEntry::EMPTY; entries],
-            arena: Vec::new(),
-            len: 0,
-            records: BTreeMap::new(),
-            record_bytes: 0,
-        }
+    /// An empty table with an index for as many counters as this one has.
+    pub fn successor(&self) -> Self {
+        // The memory comes zeroed from the system, and takes no room before it is used.
+        let words = match self.len {
+            0 => 0,
+            len => (len + len / 3 + 1).next_power_of_two().max(WORDS_MIN),
+        };
+        Self { words: vec![0; words], ..Self::default() }
     }
 
     /// The number of counters.
@@ -163,54 +177,77 @@ impl Table {
 
     /// The bytes of memory that the table takes.
     pub fn bytes(&self) -> usize {
-        self.entries.len() * ENTRY_BYTES
-            + memory::allocated(self.arena.capacity())
+        memory::allocated(size_of_val(self.words.as_slice()))
+            + memory::allocated(self.chunks.capacity() * size_of::<Vec<u8>>())
+            + self.chunk_bytes
             + self.record_bytes
     }
 
-    /// Like [`Table::bytes`], recounted by looking at every record.
+    /// Like [`Table::bytes`], recounted by looking at everything in it.
     fn walked_bytes(&self) -> usize {
         let values =
             |record: &TokenRecord| memory::allocated(record.values.capacity() * size_of::<i128>());
-        memory::allocated(self.entries.capacity() * ENTRY_BYTES)
-            + memory::allocated(self.arena.capacity())
+        memory::allocated(self.words.capacity() * size_of::<u64>())
+            + memory::allocated(self.chunks.capacity() * size_of::<Vec<u8>>())
+            + self.chunks.iter().map(|chunk| memory::allocated(chunk.capacity())).sum::<usize>()
             + memory::of_map::<RecordId, TokenRecord>(self.records.len())
             + self.records.values().map(values).sum::<usize>()
     }
 
-    /// Returns whether the next new counter would double the table, and so move every entry.
-    pub fn is_full(&self) -> bool {
-        (self.len + 1) * 4 > self.entries.len() * 3
+    /// Returns whether the table holds as much as fits into `bytes_max`: it soon has to grow, and
+    /// may not. An empty table is never full.
+    pub fn fills(&self, bytes_max: usize) -> bool {
+        // One entry of the log may add thousands of counters, so both parts count as full before
+        // they are.
+        let index = if self.len > self.words.len() / 32 * 23 { self.words.len() * 8 } else { 0 };
+        let chunk_is_full = |chunk: &Vec<u8>| chunk.len() > chunk.capacity() / 4 * 3;
+        let chunk = self.chunks.last().filter(|chunk| chunk_is_full(chunk));
+        let growth = index + chunk.map_or(0, |_| self.next_chunk_bytes());
+        (growth > 0 || self.record_bytes > 0) && self.bytes() + growth > bytes_max
     }
 
-    /// Returns whether the table holds as much as fits into `bytes_max`: it takes more already, or
-    /// would with the next counter.
-    pub fn fills(&self, bytes_max: usize) -> bool {
-        let entries = if self.is_full() { self.entries.len() * ENTRY_BYTES } else { 0 };
-        // One entry of the log may add thousands of long names, so the arena counts as full at
-        // three quarters, too.
-        let arena_full = self.arena.len() > self.arena.capacity() / 4 * 3;
-        let arena = if arena_full { self.arena.capacity() } else { 0 };
-        self.bytes() + entries + arena > bytes_max
+    /// The bytes of content, and how many there may be in a table of `bytes_max`: how far the table
+    /// is filled.
+    pub fn filled(&self, bytes_max: usize) -> (usize, usize) {
+        let unused = self.chunks.last().map_or(0, |chunk| chunk.capacity() - chunk.len());
+        let content = self.chunk_bytes + self.record_bytes;
+        let content_max = bytes_max.saturating_sub(self.bytes() - content);
+        (content - unused, content_max.max(CHUNK_BYTES_MIN))
     }
 
     /// Adds `delta` to the counter. `hash` is [`key::hash`] of its name, which the caller has.
     pub fn add(&mut self, name: &[u8], hash: u128, delta: i128) {
-        let entry = self.entry(name, hash);
-        entry.sum = entry.sum.wrapping_add(delta);
+        self.change(name, hash, |cell| Cell::Delta(delta).over(cell));
     }
 
     /// Sets the counter, which hides everything below.
     pub fn set(&mut self, name: &[u8], hash: u128, value: i128) {
-        let entry = self.entry(name, hash);
-        entry.sum = value;
-        entry.flags = (entry.flags & LONG) | ABSOLUTE;
+        self.change(name, hash, |_| Cell::Absolute(value));
     }
 
     /// The counter's cell. `hash` is [`key::hash`] of its name.
     pub fn get(&self, name: &[u8], hash: u128) -> Option<Cell> {
-        let entry = &self.entries[self.find(name, stored(hash))];
-        (!entry.is_empty()).then(|| entry.cell())
+        let at = self.find(name, Tag::of(hash)).ok()?;
+        Some(self.read(Word(self.words[at])).1)
+    }
+
+    /// Requests the memory of these counters, so that it is near when they are changed: the waits
+    /// for several of them overlap.
+    pub fn prefetch(&self, hashes: &[u128]) {
+        if self.words.is_empty() {
+            return;
+        }
+        for hashes in hashes.chunks(PREFETCHED) {
+            let mut words = [Word::default(); PREFETCHED];
+            for (word, &hash) in words.iter_mut().zip(hashes) {
+                *word = Word(self.words[Tag::of(hash).home(self.words.len())]);
+            }
+            let first_bytes = words.iter().filter(|word| !word.is_empty()).map(|word| {
+                let (chunk, at) = word.place();
+                self.chunks[chunk][at]
+            });
+            std::hint::black_box(first_bytes.fold(0, |sum: u8, byte| sum ^ byte));
+        }
     }
 
     /// Stores a record in place of an older one under the same id.
@@ -236,67 +273,139 @@ impl Table {
         SealedTable { table: self }
     }
 
-    /// The index of the counter, or of the empty entry where it belongs.
-    fn find(&self, name: &[u8], hash: u64) -> usize {
-        let mask = self.entries.len() - 1;
-        let mut at = hash as usize & mask;
+    /// The index of the counter's word, or of the empty one where it belongs.
+    fn find(&self, name: &[u8], tag: Tag) -> Result<usize, usize> {
+        if self.words.is_empty() {
+            return Err(0);
+        }
+        let mask = self.words.len() - 1;
+        let mut at = tag.home(self.words.len());
         loop {
-            let entry = &self.entries[at];
-            if entry.is_empty() || (entry.hash == hash && entry.name(&self.arena) == name) {
-                return at;
+            let word = Word(self.words[at]);
+            if word.is_empty() {
+                return Err(at);
+            }
+            if word.tag() == tag && self.read(word).0 == name {
+                return Ok(at);
             }
             at = (at + 1) & mask;
         }
     }
 
-    /// The counter's entry; a new one is a delta of 0.
-    fn entry(&mut self, name: &[u8], hash: u128) -> &mut TableEntry {
-        debug_assert_eq!(hash, key::hash(name), "the hash is the name's");
-        let hash = stored(hash);
-        let mut at = self.find(name, hash);
-        if self.entries[at].is_empty() {
-            if self.is_full() {
-                self.double();
-                at = self.find(name, hash);
-            }
-            self.entries[at] = self.new_entry(name, hash);
-            self.len += 1;
+    /// The name and the cell of the counter at this word.
+    fn read(&self, word: Word) -> (&[u8], Cell) {
+        let (chunk, at) = word.place();
+        let counter = &self.chunks[chunk][at..];
+        let (low, rest) = counter.split_first_chunk().expect("a counter begins with its sum");
+        let (head, mut name) = rest.split_first_chunk().expect("then comes its head");
+        let (low, head) = (i64::from_le_bytes(*low), u16::from_le_bytes(*head));
+        let mut sum = i128::from(low);
+        if head & WIDE != 0 {
+            let (high, rest) = name.split_first_chunk().expect("a wide counter has an upper half");
+            sum = i128::from(i64::from_le_bytes(*high)) << 64 | i128::from(low as u64);
+            name = rest;
         }
-        &mut self.entries[at]
+        let cell = if head & ABSOLUTE != 0 { Cell::Absolute(sum) } else { Cell::Delta(sum) };
+        (&name[..usize::from(head & !(ABSOLUTE | WIDE))], cell)
     }
 
-    fn new_entry(&mut self, name: &[u8], hash: u64) -> TableEntry {
-        let mut entry = TableEntry { hash, flags: DELTA, ..TableEntry::EMPTY };
-        if name.len() <= INLINE_BYTES {
-            entry.name[..name.len()].copy_from_slice(name);
-            entry.len = name.len() as u8;
-        } else {
-            let len = u16::try_from(name.len()).expect("a checked name is at most 1,089 bytes");
-            entry.flags |= LONG;
-            entry.name[..8].copy_from_slice(&(self.arena.len() as u64).to_le_bytes());
-            entry.name[8..10].copy_from_slice(&len.to_le_bytes());
-            self.arena.extend_from_slice(name);
+    /// Changes the counter; a new one is a delta of 0.
+    fn change(&mut self, name: &[u8], hash: u128, change: impl FnOnce(Cell) -> Cell) {
+        debug_assert_eq!(hash, key::hash(name), "the hash is the name's");
+        let tag = Tag::of(hash);
+        let at = self.find(name, tag).unwrap_or_else(|at| self.insert(name, tag, at));
+        let word = Word(self.words[at]);
+        let cell = change(self.read(word).1);
+        if !self.write(word, cell) {
+            // The narrow one stays unused until the table is dropped. Few sums need more than 64
+            // bits.
+            let wide = self.push(name, tag, WIDE);
+            self.words[at] = wide.0;
+            self.write(wide, cell);
         }
-        entry
+    }
+
+    /// Stores the cell of the counter at this word. Returns `false` if it is too narrow for it.
+    fn write(&mut self, word: Word, cell: Cell) -> bool {
+        let (chunk, at) = word.place();
+        let counter = &mut self.chunks[chunk][at..];
+        let (sum, flags) = match cell {
+            Cell::Delta(sum) => (sum, 0),
+            Cell::Absolute(sum) => (sum, ABSOLUTE),
+        };
+        let head = u16::from_le_bytes([counter[8], counter[9]]);
+        let is_wide = head & WIDE != 0;
+        if !is_wide && i64::try_from(sum).is_err() {
+            return false;
+        }
+        counter[..8].copy_from_slice(&(sum as u64).to_le_bytes());
+        counter[8..HEAD_BYTES].copy_from_slice(&(head & !ABSOLUTE | flags).to_le_bytes());
+        if is_wide {
+            counter[HEAD_BYTES..HEAD_BYTES + WIDE_BYTES]
+                .copy_from_slice(&((sum >> 64) as u64).to_le_bytes());
+        }
+        true
+    }
+
+    /// Adds a counter, whose word belongs at this index. Returns the index that it has then.
+    fn insert(&mut self, name: &[u8], tag: Tag, at: usize) -> usize {
+        let word = self.push(name, tag, 0);
+        let at = if (self.len + 1) * 4 > self.words.len() * 3 {
+            self.double();
+            self.empty(tag)
+        } else {
+            at
+        };
+        self.words[at] = word.0;
+        self.len += 1;
+        at
+    }
+
+    /// Appends a counter, a delta of 0, to the last chunk, or to a new one.
+    fn push(&mut self, name: &[u8], tag: Tag, flags: u16) -> Word {
+        let sums = if flags & WIDE != 0 { WIDE_BYTES } else { 0 };
+        let bytes = (HEAD_BYTES + sums + name.len()).next_multiple_of(UNIT_BYTES);
+        let has_room = |chunk: &Vec<u8>| chunk.capacity() - chunk.len() >= bytes;
+        if !self.chunks.last().is_some_and(has_room) {
+            let next = self.next_chunk_bytes();
+            self.chunks.push(Vec::with_capacity(next));
+            self.chunk_bytes += next;
+        }
+        let number = self.chunks.len() - 1;
+        let chunk = &mut self.chunks[number];
+        let at = chunk.len();
+        let len = u16::try_from(name.len()).expect("a checked name is at most 1,089 bytes");
+        chunk.extend_from_slice(&[0; 8]);
+        chunk.extend_from_slice(&(len | flags).to_le_bytes());
+        chunk.extend_from_slice(&[0; WIDE_BYTES][..sums]);
+        chunk.extend_from_slice(name);
+        chunk.resize(at + bytes, 0);
+        Word::new(tag, number, at)
+    }
+
+    /// Chunks grow with the table, so that little of the last one is unused, and there are few.
+    fn next_chunk_bytes(&self) -> usize {
+        (self.chunk_bytes / 32).next_power_of_two().clamp(CHUNK_BYTES_MIN, CHUNK_BYTES_MAX)
+    }
+
+    /// The index of the empty word where a new counter belongs.
+    fn empty(&self, tag: Tag) -> usize {
+        let mask = self.words.len() - 1;
+        let mut at = tag.home(self.words.len());
+        while self.words[at] != 0 {
+            at = (at + 1) & mask;
+        }
+        at
     }
 
     fn double(&mut self) {
-        let doubled = vec![TableEntry::EMPTY; self.entries.len() * 2];
-        let old = std::mem::replace(&mut self.entries, doubled);
-        let mask = self.entries.len() - 1;
-        for entry in old.into_iter().filter(|entry| !entry.is_empty()) {
-            let mut at = entry.hash as usize & mask;
-            while !self.entries[at].is_empty() {
-                at = (at + 1) & mask;
-            }
-            self.entries[at] = entry;
+        let doubled = vec![0; (self.words.len() * 2).max(WORDS_MIN)];
+        let old = std::mem::replace(&mut self.words, doubled);
+        for word in old.into_iter().filter(|&word| word != 0) {
+            let at = self.empty(Word(word).tag());
+            self.words[at] = word;
         }
     }
-}
-
-/// The upper half of a hash: the slot is its top 16 bits, the index in the table its lowest.
-fn stored(hash: u128) -> u64 {
-    (hash >> 64) as u64
 }
 
 impl fmt::Debug for Table {
@@ -344,14 +453,46 @@ impl SealedTable {
     }
 
     /// All counters, in the order of the state's keys: by slot, then by name.
-    pub fn sorted(&self) -> impl Iterator<Item = (Slot, &[u8], Cell)> {
-        let arena = &self.table.arena;
-        let mut entries: Vec<&TableEntry> =
-            self.table.entries.iter().filter(|entry| !entry.is_empty()).collect();
-        entries.sort_unstable_by(|a, b| {
-            a.slot().cmp(&b.slot()).then_with(|| a.name(arena).cmp(b.name(arena)))
-        });
-        entries.into_iter().map(|entry| (entry.slot(), entry.name(arena), entry.cell()))
+    pub fn sorted(&self) -> Sorted<'_> {
+        let mut words: Vec<Word> =
+            self.table.words.iter().filter(|&&word| word != 0).map(|&word| Word(word)).collect();
+        // The tags begin with the slot, so what is left is to sort within slots.
+        words.sort_unstable();
+        Sorted { table: &self.table, words, next: 0, of_slot: Vec::new() }
+    }
+}
+
+/// The counters of a table, in the order of the state's keys.
+pub struct Sorted<'a> {
+    table: &'a Table,
+    words: Vec<Word>,
+    /// The index of the first word of the next slot.
+    next: usize,
+    /// The counters of the slot that are left, in reverse.
+    of_slot: Vec<(&'a [u8], Cell)>,
+}
+
+impl<'a> Iterator for Sorted<'a> {
+    type Item = (Slot, &'a [u8], Cell);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.of_slot.is_empty() {
+            self.read_slot()?;
+        }
+        let slot = self.words[self.next - 1].slot();
+        self.of_slot.pop().map(|(name, cell)| (slot, name, cell))
+    }
+}
+
+impl Sorted<'_> {
+    fn read_slot(&mut self) -> Option<()> {
+        let slot = self.words.get(self.next)?.slot();
+        let rest = &self.words[self.next..];
+        let count = rest.iter().take_while(|word| word.slot() == slot).count();
+        self.of_slot.extend(rest[..count].iter().map(|&word| self.table.read(word)));
+        self.of_slot.sort_unstable_by(|a, b| b.0.cmp(a.0));
+        self.next += count;
+        Some(())
     }
 }
 
@@ -365,6 +506,14 @@ pub struct Tables {
 }
 
 impl Tables {
+    /// Seals the active table, which becomes the one that is being flushed; another one begins.
+    pub fn seal(&mut self) -> Arc<SealedTable> {
+        let next = self.active.successor();
+        let sealed = Arc::new(std::mem::replace(&mut self.active, next).seal());
+        self.sealed = Some(sealed.clone());
+        sealed
+    }
+
     /// The counter's cell in both tables together.
     pub fn cell(&self, name: &[u8], hash: u128) -> Option<Cell> {
         let below = self.sealed.as_ref().and_then(|sealed| sealed.get(name, hash));
@@ -450,10 +599,10 @@ mod tests {
     #[test]
     fn equal_hashes_are_distinguished_by_name() {
         let mut table = Table::new();
-        let hash = stored(key::hash(b"ns\0a"));
-        let at = table.find(b"ns\0b", hash);
-        table.entries[at] = table.new_entry(b"ns\0b", hash);
-        table.len += 1;
+        table.double();
+        let tag = Tag::of(key::hash(b"ns\0a"));
+        let at = table.find(b"ns\0b", tag).expect_err("it is not there yet");
+        table.insert(b"ns\0b", tag, at);
         table.add(b"ns\0a", key::hash(b"ns\0a"), 1);
         assert_eq!(table.get(b"ns\0a", key::hash(b"ns\0a")), Some(Cell::Delta(1)));
         assert_eq!(table.len(), 2);
@@ -497,11 +646,10 @@ mod tests {
         let id = RecordId { slot: Slot(1), hash: 2 };
         let record = |bucket| TokenRecord { bucket, fingerprint: 0, values: vec![7] };
         let mut tables = Tables::default();
-        let before = tables.bytes();
         tables.active.put_record(id, record(1));
-        assert_eq!(tables.bytes(), before + RECORD_BYTES + 16);
+        assert_eq!(tables.bytes(), RECORD_BYTES + 16);
         tables.active.put_record(id, record(1));
-        assert_eq!(tables.bytes(), before + RECORD_BYTES + 16);
+        assert_eq!(tables.bytes(), RECORD_BYTES + 16);
         tables.sealed = Some(Arc::new(std::mem::take(&mut tables.active).seal()));
         assert_eq!(tables.record(id, None), Some(&record(1)));
         tables.active.put_record(id, record(2));
@@ -524,13 +672,18 @@ mod tests {
         }
     }
 
+    /// The index of a table is as large as that of the one before it came to be, and no larger.
     #[test]
-    fn a_stated_capacity_never_moves() {
-        let mut table = Table::with_capacity(1_000);
-        let bytes = table.bytes();
-        for number in 0..1_000 {
-            table.add(&name(number, false), key::hash(&name(number, false)), 1);
-        }
-        assert_eq!(table.bytes(), bytes);
+    fn a_successor_never_moves() {
+        let fill = |mut table: Table| {
+            (0..1_000).for_each(|n| table.add(&name(n, false), key::hash(&name(n, false)), 1));
+            table
+        };
+        let first = fill(Table::new());
+        let empty = first.successor();
+        assert_eq!(empty.words.len(), first.words.len());
+        assert!(!empty.fills(0), "an empty table is never full");
+        assert_eq!(empty.successor().bytes(), 0);
+        assert_eq!(fill(empty).bytes(), first.bytes());
     }
 }

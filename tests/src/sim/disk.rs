@@ -377,9 +377,11 @@ impl SimDisk {
     fn change(&mut self, ingest: &Ingest) {
         match ingest {
             Ingest::Flush { table, shards, .. } => {
-                for (key, change) in layout::rows(table, shards) {
-                    self.stored.write_row(&key, change);
-                }
+                let written = layout::rows(table, shards, |key, change| {
+                    self.stored.write_row(key, change);
+                    Ok::<(), std::convert::Infallible>(())
+                });
+                written.unwrap_or_else(|never| match never {});
             }
             Ingest::Install { copy, rows, state, .. } => {
                 self.stored.remove(state.slots);
@@ -595,19 +597,19 @@ impl StoredState {
     }
 
     /// Writes one row of a flush: the bytes that production hands to RocksDB, and reads again.
-    fn write_row(&mut self, key: &[u8], change: RowChange) {
+    fn write_row(&mut self, key: &[u8], change: RowChange<'_>) {
         match RowKey::decode(key).expect("just encoded") {
             RowKey::Counter { slot, counter } => {
                 let name = (slot.0, counter.name().to_vec());
                 let value = match change {
-                    RowChange::Put(value) => value,
+                    RowChange::Put(value) => value.to_vec(),
                     RowChange::Merge(operand) => {
                         let below = self
                             .rows
                             .counters
                             .get(&name)
                             .map(|&value| layout::counter_value(value));
-                        layout::merge(below.as_deref(), [&operand[..]]).expect("just encoded")
+                        layout::merge(below.as_deref(), [operand]).expect("just encoded")
                     }
                     RowChange::Delete => {
                         self.rows.counters.remove(&name);
@@ -619,10 +621,10 @@ impl StoredState {
                     .insert(name, layout::decode_counter(&value).expect("just encoded"));
             }
             RowKey::Idempotency { slot, hash } => {
-                self.rows.tokens.write(RecordId { slot, hash }, &row_of(change));
+                self.rows.tokens.write(RecordId { slot, hash }, row_of(change));
             }
             RowKey::Shard(shard) => {
-                let record = layout::decode_shard(&row_of(change)).expect("just encoded");
+                let record = layout::decode_shard(row_of(change)).expect("just encoded");
                 self.records.insert(shard, record);
             }
         }
@@ -630,7 +632,7 @@ impl StoredState {
 }
 
 /// Rows of other kinds than counters are always written in full.
-fn row_of(change: RowChange) -> Vec<u8> {
+fn row_of(change: RowChange<'_>) -> &[u8] {
     match change {
         RowChange::Put(row) => row,
         other => unreachable!("{other:?} of a row that is no counter"),

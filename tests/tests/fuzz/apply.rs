@@ -1,9 +1,9 @@
 //! Applying a log has the same result as a plain map, whenever the table is sealed and flushed.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use engine::batch::{Batch, Codec};
+use engine::codec::Malformed;
 use engine::entry::{Body, Entry};
 use engine::ids::{BatchSeq, CopyNo, Epoch, Revision, SessionId, Slots, TimeMs};
 use engine::key::CounterKey;
@@ -15,7 +15,7 @@ use engine::shard::idempotency::{
 };
 use engine::shard::state::ShardState;
 use engine::store::layout::{self, RowChange, RowKey};
-use engine::store::table::{Table, Tables};
+use engine::store::table::Tables;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
@@ -119,25 +119,25 @@ impl Shard {
 
     fn freeze(&mut self) {
         if self.tables.sealed.is_none() {
-            let full = std::mem::replace(&mut self.tables.active, Table::new());
-            self.tables.sealed = Some(Arc::new(full.seal()));
+            self.tables.seal();
         }
     }
 
     fn flush(&mut self) {
         let Some(frozen) = self.tables.sealed.take() else { return };
         let shards = [(CopyNo(1), self.state.clone())];
-        for (key, change) in layout::rows(&frozen, &shards) {
+        let written = layout::rows(&frozen, &shards, |key, change| {
             match change {
-                RowChange::Put(value) => drop(self.disk.insert(key, value)),
-                RowChange::Delete => drop(self.disk.remove(&key)),
+                RowChange::Put(value) => drop(self.disk.insert(key.to_vec(), value.to_vec())),
+                RowChange::Delete => drop(self.disk.remove(key)),
                 RowChange::Merge(operand) => {
-                    let existing = self.disk.get(&key).map(Vec::as_slice);
-                    let merged = layout::merge(existing, [operand.as_slice()]);
-                    self.disk.insert(key, merged.expect("both were written here"));
+                    let merged = layout::merge(self.disk.get(key).map(Vec::as_slice), [operand])?;
+                    self.disk.insert(key.to_vec(), merged);
                 }
             }
-        }
+            Ok::<(), Malformed>(())
+        });
+        written.expect("all was written here");
     }
 
     /// The digest that the scrubber would find, with all flushed.

@@ -1,7 +1,6 @@
 //! Flushing the table into the state, and trimming the log to what is still needed.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use crate::entry::Position;
 use crate::ids::{CopyNo, Now, Seq, ShardId, StoreId};
@@ -70,9 +69,7 @@ impl NodeTurn<'_> {
     }
 
     pub(super) fn begin_flush(&mut self) {
-        let active = std::mem::take(&mut self.storage.tables.active);
-        let table = Arc::new(active.seal());
-        self.storage.tables.sealed = Some(table.clone());
+        let table = self.storage.tables.seal();
         let flushing = &mut self.storage.flushing;
         flushing.last += 1;
         flushing.wanted = false;

@@ -31,7 +31,6 @@ use crate::node::shared::{NodeTurn, Shards, Storage};
 use crate::planted::Planted;
 use crate::replica::Replica;
 use crate::replica::log::LogBytes;
-use crate::store::table::EMPTY_BYTES;
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct Memory {
@@ -112,10 +111,9 @@ impl Storage {
         self.memory.logs.pending
     }
 
-    /// Returns whether the active table has grown to this limit. (A table without any change holds
-    /// nothing up, however small the limit.)
+    /// Returns whether the active table has grown to this limit.
     pub(in crate::node) fn has_full_table(&self, bytes_max: usize) -> bool {
-        self.tables.active.fills(bytes_max) && self.tables.active.bytes() > EMPTY_BYTES
+        self.tables.active.fills(bytes_max)
     }
 
     /// Returns whether more entries wait for this node's own work than this many bytes: it then
