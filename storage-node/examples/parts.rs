@@ -45,7 +45,7 @@ fn main() -> anyhow::Result<()> {
     let shards = [(CopyNo(1), ShardState { slots: Slots::ALL, ..ShardState::default() })];
     let frozen = table();
     let begun = Instant::now();
-    state.flush(&frozen, &shards)?;
+    state.flush(&frozen, &shards, |_| {})?;
     let flush = begun.elapsed();
     let bytes = bytes_of(&folder.path().join("state"))? / COUNTERS;
     writeln!(

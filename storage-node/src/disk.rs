@@ -271,11 +271,14 @@ impl Disk {
         });
     }
 
-    /// Writes a sealed table as sorted files: [`Event::Ingested`] follows.
+    /// Writes a sealed table as sorted files: [`Event::FlushAdvanced`] and [`Event::Ingested`]
+    /// follow.
     pub fn flush(&self, flush: u64, table: Arc<SealedTable>, shards: Vec<(CopyNo, ShardState)>) {
+        let sink = self.sink.clone();
         self.change("flush", Event::Ingested { flush }, move |state| {
             kill::point("flush.begun");
-            state.flush(&table, &shards)
+            let advanced = |counters| sink.send(Event::FlushAdvanced { flush, counters });
+            state.flush(&table, &shards, advanced)
         });
     }
 

@@ -33,6 +33,11 @@ use crate::expiry_filter::{ExpiredBuckets, ExpiryFilter};
 use crate::folders::make_durably;
 use crate::kill;
 
+/// The number of times that a flush of a large table reports its progress.
+const FLUSH_PARTS: usize = 64;
+/// The least number of rows of such a part: they take some milliseconds.
+const FLUSH_PART_MIN: usize = 4_096;
+
 /// The limits of the state.
 #[derive(Clone, Copy, Debug)]
 pub struct StateSettings {
@@ -119,14 +124,23 @@ impl StateStore {
         }
     }
 
-    /// Writes the rows of a flush and ingests them in one call.
+    /// Writes the rows of a flush and ingests them in one call. `advanced` is called with the
+    /// number of rows written so far, some dozens of times if they are many.
     pub fn flush(
         &self,
         table: &engine::store::table::SealedTable,
         shards: &[(CopyNo, ShardState)],
+        advanced: impl Fn(usize),
     ) -> Result<(), DiskError> {
         let mut files = SortedFiles::new(self);
-        layout::rows(table, shards, |key, change| files.add(key, change))?;
+        let (mut written, part) = (0, (table.len() / FLUSH_PARTS).max(FLUSH_PART_MIN));
+        layout::rows(table, shards, |key, change| {
+            written += 1;
+            if written % part == 0 {
+                advanced(written);
+            }
+            files.add(key, change)
+        })?;
         let files = files.finish()?;
         self.ingest(files, &[])?;
         self.expiry_filter.ingested(shards.iter().map(|(_, state)| state));
@@ -498,7 +512,7 @@ mod tests {
                 table.put_record(id, TokenRecord { bucket, fingerprint: 0, values: vec![] });
             }
             let shards = [(CopyNo(1), Self::state_at(time_ms, live))];
-            self.state.flush(&table.seal(), &shards).unwrap();
+            self.state.flush(&table.seal(), &shards, |_| {}).unwrap();
         }
 
         /// Compacts everything and returns the buckets of the records that are left.

@@ -118,6 +118,14 @@ pub enum Event {
         /// The entries that were read, by shard and position.
         parts: Vec<LogPart>,
     },
+    /// A flush goes on. A driver that reports no progress makes a node wait for the ends of flushes
+    /// where it would only be slowed down.
+    FlushAdvanced {
+        /// The number of the flush.
+        flush: u64,
+        /// The number of counters that it has written so far.
+        counters: usize,
+    },
     /// The flush was ingested into the state in one step: loads begun from now on see it.
     Ingested {
         /// The number of the flush.

@@ -91,10 +91,10 @@ fn is_announced_frozen(turn: &NodeTurn<'_>, replica: &Replica) -> bool {
     !turn.storage.is_disk_full() && replica.primary().is_some_and(|primary| primary.frozen)
 }
 
-/// Returns whether this node has too much to do: tables that are full, or entries that wait.
+/// Returns whether more entries wait than this node may keep. If only the tables are full, it
+/// orders batches and answers later, which slows gateways down without a refusal.
 fn is_overloaded(turn: &NodeTurn<'_>) -> bool {
-    let tables_full = turn.is_flushing() && turn.is_table_full();
-    tables_full || turn.storage.pending_bytes() >= turn.settings.pending_bytes_max
+    turn.storage.pending_bytes() >= turn.settings.pending_bytes_max
 }
 
 /// Orders the batch, or refuses it. `from` is the connection and the message to answer on.

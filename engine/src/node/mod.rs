@@ -198,6 +198,7 @@ impl Node {
                 }
             }
             Event::LogRead { at, parts } => peers.on_log_read(turn, at, parts),
+            Event::FlushAdvanced { flush, counters } => turn.on_flush_advanced(flush, counters),
             Event::Ingested { flush } => turn.on_ingested(flush, snapshots),
             Event::DiskFull(full) => turn.on_disk_full(full, snapshots),
             Event::Room { bytes } => turn.storage.set_room(bytes),
@@ -351,7 +352,7 @@ impl Node {
         let Self { shared, gateways, peers, snapshots, membership, reads, audit, .. } = self;
         let turn = &mut shared.lend(effects);
         loop {
-            while let Some(shard) = turn.shards.to_advance.pop_first() {
+            while let Some(shard) = turn.next_to_advance() {
                 let before = turn.advance(shard);
                 audit.compare_if_reached(turn, peers, shard, before);
                 gateways.announce_availability(turn, shard);

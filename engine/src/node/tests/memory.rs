@@ -48,7 +48,11 @@ fn sync(bench: &mut Bench) {
 /// Orders this many bytes of entries of one shard, in one batch.
 fn write(bench: &mut Bench, number: u16, batch_seq: u64, bytes: usize) {
     let op = Op { counter: counter_in(slots(number)), kind: OpKind::Add { delta: 1 } };
-    let payload = ops::encode(&vec![op.clone(); bytes / ops::size(&op)]);
+    order(bench, number, batch_seq, &vec![op.clone(); bytes / ops::size(&op)]);
+}
+
+fn order(bench: &mut Bench, number: u16, batch_seq: u64, ops: &[Op]) {
+    let payload = ops::encode(ops);
     let session = SessionId(Revision { incarnation: 1, revision: 5 });
     let batch = Batch::seal(
         slots(number),
@@ -194,6 +198,61 @@ fn a_follower_with_a_slow_state_disk_takes_no_more_than_it_may_hold() {
     }
     assert_eq!(slow.acked, slow.n);
     assert_eq!(slow.bench.node.replica(SHARD).state.applied.seq, Seq(slow.n - 1));
+}
+
+/// A sender is slowed down while a flush lags, not stopped when the tables are full.
+#[test]
+fn entries_are_applied_no_faster_than_a_flush_advances() {
+    let mut slow = SlowState::new();
+    slow.bench.node.shared.settings.table_bytes_max = 256 << 10;
+    slow.bench.node.shared.settings.pending_bytes_max = usize::MAX;
+    let applied = |slow: &SlowState| slow.bench.node.replica(SHARD).state.applied.seq.0;
+    while slow.flush == 0 {
+        slow.append();
+    }
+    let sealed = slow.bench.node.tables().sealed.as_ref().expect("it is being flushed").len();
+    let begun = applied(&slow);
+    (0..200).for_each(|_| slow.append());
+    let mut parts = vec![applied(&slow) - begun];
+    for part in 1..=4 {
+        slow.on(Event::FlushAdvanced { flush: slow.flush, counters: sealed * part / 4 });
+        parts.push(applied(&slow) - begun);
+    }
+    assert!(parts[..3].is_sorted_by(|a, b| a < b), "{parts:?}");
+    assert!((parts[4] / 3..=parts[4] / 4 * 3).contains(&parts[0]), "{parts:?}");
+    assert!(parts[4] < 200, "a full table holds entries up: {parts:?}");
+    slow.on(Event::FlushAdvanced { flush: slow.flush - 1, counters: usize::MAX });
+    assert_eq!(applied(&slow) - begun, parts[4], "another flush says nothing");
+}
+
+/// The shard that waits longest comes first when there is room again.
+#[test]
+fn no_shard_waits_while_others_use_the_room() {
+    let mut bench = alone(1 << 20);
+    bench.node.shared.settings.table_bytes_max = 16 << 10;
+    let mut by_shard: Vec<Vec<Op>> = vec![Vec::new(); SHARDS.into()];
+    for number in 0.. {
+        let counter = CounterKey::new(b"ns", number.to_string().as_bytes()).expect("a good name");
+        let shard = usize::from(counter.slot().0 / (u16::MAX / SHARDS));
+        if let Some(ops) = by_shard.get_mut(shard).filter(|ops| ops.len() < 100) {
+            ops.push(Op { counter, kind: OpKind::Add { delta: 1 } });
+        } else if by_shard.iter().all(|ops| ops.len() == 100) {
+            break;
+        }
+    }
+    let applied =
+        |bench: &Bench, number| bench.node.replica(slots(number).shard()).state.applied.seq.0 - 1;
+    for flush in 1..50 {
+        // Every shard always has something to apply, and the tables have room for a few of them.
+        for number in 0..SHARDS {
+            let batch_seq = applied(&bench, number) + 1;
+            order(&mut bench, number, batch_seq, &by_shard[usize::from(number)]);
+        }
+        bench.on(Event::Ingested { flush });
+    }
+    let applied: Vec<_> = (0..SHARDS).map(|number| applied(&bench, number)).collect();
+    let (min, max) = (applied.iter().min().unwrap(), applied.iter().max().unwrap());
+    assert!(*min > 2 && min + 2 >= *max, "{applied:?}");
 }
 
 /// Entries whose commit waits for others do not keep it from acknowledging: others may wait for

@@ -33,6 +33,9 @@ pub(super) struct Flushing {
 struct FlushInFlight {
     flush: u64,
     shards: Vec<(CopyNo, Position, DigestPoint)>,
+    /// The number of counters of the sealed table, and how many of them are written.
+    counters: usize,
+    written: usize,
 }
 
 impl Flushing {
@@ -53,19 +56,33 @@ impl NodeTurn<'_> {
         };
         let due = flushing.wanted
             || self.now.ms_since(since) >= self.settings.flush_after_ms
-            || self.is_table_full();
+            || self.storage.has_full_table(self.settings.table_bytes_max);
         if due && !self.is_flushing() {
             self.begin_flush();
         }
     }
 
-    /// Returns whether the active table has reached its limit.
-    pub(in crate::node) fn is_table_full(&self) -> bool {
-        self.storage.tables.active.fills(self.settings.table_bytes_max)
-    }
-
     pub(in crate::node) fn is_flushing(&self) -> bool {
         self.storage.flushing.in_flight.is_some()
+    }
+
+    /// Returns whether the active table is filled further than the flush of the sealed one permits:
+    /// the first half is free, the other half as far as the flush has come. So the more a flush
+    /// lags, the slower entries are applied, and when it ends, the next one can begin.
+    pub(super) fn is_ahead_of_flush(&self) -> bool {
+        let Some(flush) = &self.storage.flushing.in_flight else { return false };
+        let (filled, max) = self.storage.tables.active.filled(self.settings.table_bytes_max);
+        let (written, all) = (flush.written as u128, flush.counters.max(1) as u128);
+        filled as u128 * 2 * all > max as u128 * (all + written.min(all))
+    }
+
+    /// Handles the progress of a flush: entries that it has delayed go on.
+    pub(in crate::node) fn on_flush_advanced(&mut self, flush: u64, counters: usize) {
+        let in_flight = self.storage.flushing.in_flight.as_mut();
+        if let Some(in_flight) = in_flight.filter(|in_flight| in_flight.flush == flush) {
+            in_flight.written = counters;
+            self.shards.to_advance.extend(self.storage.memory.held_up());
+        }
     }
 
     pub(super) fn begin_flush(&mut self) {
@@ -84,7 +101,8 @@ impl NodeTurn<'_> {
             }
         }
         let flush = flushing.last;
-        flushing.in_flight = Some(FlushInFlight { flush, shards: marks });
+        let counters = table.len();
+        flushing.in_flight = Some(FlushInFlight { flush, shards: marks, counters, written: 0 });
         if self.planted(Planted::FlushWithoutSessions) {
             let states = shards.iter_mut().map(|(_, state): &mut (_, ShardState)| state);
             states.for_each(|state| state.sessions.rows.clear());

@@ -12,14 +12,17 @@
 //! of the quiet ones and seconds of the busy ones, and the memory of a node would grow with its
 //! shards.) A follower that was away for longer is fed from the log on disk.
 //!
-//! **What waits to be applied** is bounded without any limit on what other nodes order. No entry is
-//! applied into a full table while another table is being flushed, so tables stay within their
-//! limit on followers, too. Committed entries then pile up in the log, and beyond
-//! [`Settings::pending_bytes_max`] of them this node acknowledges nothing to the primaries that it
-//! follows. Their windows fill, and they slow down; or they eject it after a second, as a node
-//! whose disk has stalled, and add it again once it has caught up. The limit counts only entries
-//! that nothing but this node's own work holds up. If it counted those whose commit waits for
-//! others, full nodes could wait for each other in a circle, for ever.
+//! **What waits to be applied** is bounded without any limit on what other nodes order. While one
+//! table is being flushed, entries are applied into the other one no faster than the flush goes on,
+//! and never into a full one, so tables stay within their limit on followers, too. A primary
+//! answers later then, gateways wait with what comes next, and so clients are slowed down instead
+//! of refused. Committed entries that wait are in the log, and beyond
+//! [`Settings::pending_bytes_max`] of them a primary refuses batches, and this node acknowledges
+//! nothing to the primaries that it follows. Their windows fill, and they slow down; or they eject
+//! it after a second, as a node whose disk has stalled, and add it again once it has caught up. For
+//! acknowledgements the limit counts only entries that nothing but this node's own work holds up.
+//! If it counted those whose commit waits for others, full nodes could wait for each other in a
+//! circle, for ever.
 //!
 //! [`Settings::pending_bytes_max`]: crate::node::Settings::pending_bytes_max
 
@@ -42,6 +45,9 @@ pub(super) struct Memory {
     kept: VecDeque<(ShardId, Seq)>,
     /// Shards with entries to apply for which the tables have no room.
     held_up: BTreeSet<ShardId>,
+    /// The shard that was held up first when entries were held up last. It comes first when there
+    /// is room again, so that no shard waits for ever while others use what room there is.
+    held_up_first: Option<ShardId>,
     /// Bytes of the loads in flight for entries that wait.
     pub loads: usize,
 }
@@ -72,6 +78,13 @@ impl Memory {
 
     fn queue_bytes(&self) -> usize {
         self.kept.capacity() * size_of::<(ShardId, Seq)>()
+    }
+
+    fn hold_up(&mut self, shard: ShardId) {
+        if self.held_up.is_empty() {
+            self.held_up_first = Some(shard);
+        }
+        self.held_up.insert(shard);
     }
 
     pub(in crate::node) fn held_up(&mut self) -> BTreeSet<ShardId> {
@@ -153,18 +166,29 @@ impl NodeTurn<'_> {
         }
     }
 
+    /// Takes the next of the shards to advance.
+    pub(in crate::node) fn next_to_advance(&mut self) -> Option<ShardId> {
+        let first = self.storage.memory.held_up_first.unwrap_or(ShardId(0));
+        let shards = &mut self.shards.to_advance;
+        let next = shards.range(first..).next().or_else(|| shards.first()).copied()?;
+        shards.remove(&next);
+        Some(next)
+    }
+
     /// Makes room in the tables for another entry of this shard: a full table is flushed. Returns
-    /// `false` while the table before it is still being flushed.
+    /// `false` while the flush of the table before it has to go on first.
     pub(super) fn make_room(&mut self, shard: ShardId) -> bool {
         let is_full = self.storage.has_full_table(self.settings.table_bytes_max);
-        if !is_full || self.planted(Planted::ApplyWithoutRoom) {
+        if self.planted(Planted::ApplyWithoutRoom) {
             return true;
         }
-        if self.is_flushing() {
-            self.storage.memory.held_up.insert(shard);
+        if self.is_flushing() && (is_full || self.is_ahead_of_flush()) {
+            self.storage.memory.hold_up(shard);
             return false;
         }
-        self.begin_flush();
+        if is_full {
+            self.begin_flush();
+        }
         true
     }
 }
