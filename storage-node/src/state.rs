@@ -9,10 +9,13 @@
 //! Loads read the view, never the database: a load that saw an ingest before the state machine
 //! knows of it would count the flushed changes twice, once from the file and once from the table.
 
+use std::ffi::CStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
 
 use engine::codec::Malformed;
 use engine::ids::{CopyNo, ShardId, Slots};
@@ -37,6 +40,9 @@ use crate::kill;
 const FLUSH_PARTS: usize = 64;
 /// The least number of rows of such a part: they take some milliseconds.
 const FLUSH_PART_MIN: usize = 4_096;
+/// The wait for each file of level 0 beyond the limit, in each part of a flush.
+const EXCESS_WAIT: Duration = Duration::from_millis(5);
+const LEVEL0_FILES: &CStr = c"rocksdb.num-files-at-level0";
 
 /// The limits of the state.
 #[derive(Clone, Copy, Debug)]
@@ -49,11 +55,21 @@ pub struct StateSettings {
     /// The size at which a file of a flush or a snapshot is closed. RocksDB counts full blocks, so
     /// no file but the last is smaller than one of them (16 KiB before packing).
     pub file_bytes: u64,
+    /// The number of files of level 0 at which they are compacted into the levels below.
+    pub level0_files_compacted: i32,
+    /// The number of files of level 0 beyond which flushes are slowed down.
+    pub level0_files_slow: u64,
 }
 
 impl Default for StateSettings {
     fn default() -> Self {
-        Self { cache_bytes: 64 << 20, open_files_max: 2_000, file_bytes: 64 << 20 }
+        Self {
+            cache_bytes: 64 << 20,
+            open_files_max: 2_000,
+            file_bytes: 64 << 20,
+            level0_files_compacted: 8,
+            level0_files_slow: 24,
+        }
     }
 }
 
@@ -61,7 +77,7 @@ impl Default for StateSettings {
 pub struct StateStore {
     db: Arc<DB>,
     options: Options,
-    file_bytes: u64,
+    settings: StateSettings,
     /// The folder of files that are not ingested yet. Its content at a start was never ingested and
     /// is removed.
     folder: PathBuf,
@@ -87,8 +103,7 @@ impl StateStore {
         let expiry_filter = ExpiryFilter::default();
         options.set_compaction_filter_factory(expiry_filter.clone());
         let db = Arc::new(DB::open(&options, path)?);
-        let (next_file, file_bytes) = (AtomicU64::new(0), settings.file_bytes);
-        Ok(Self { db, options, file_bytes, folder, next_file, expiry_filter })
+        Ok(Self { db, options, settings, folder, next_file: AtomicU64::new(0), expiry_filter })
     }
 
     /// Lets compactions remove, from now on, the idempotency records that have expired by the
@@ -137,6 +152,7 @@ impl StateStore {
         layout::rows(table, shards, |key, change| {
             written += 1;
             if written % part == 0 {
+                self.wait_for_compaction()?;
                 advanced(written);
             }
             files.add(key, change)
@@ -144,6 +160,17 @@ impl StateStore {
         let files = files.finish()?;
         self.ingest(files, &[])?;
         self.expiry_filter.ingested(shards.iter().map(|(_, state)| state));
+        Ok(())
+    }
+
+    /// Waits a little for each file of level 0 beyond the limit, so that compaction, which runs
+    /// beside the flushes, keeps up with them.
+    fn wait_for_compaction(&self) -> Result<(), DiskError> {
+        let files = self.db.property_int_value(LEVEL0_FILES)?.unwrap_or(0);
+        let excess = files.saturating_sub(self.settings.level0_files_slow);
+        if excess > 0 {
+            thread::sleep(EXCESS_WAIT * u32::try_from(excess).unwrap_or(u32::MAX).min(100));
+        }
         Ok(())
     }
 
@@ -250,7 +277,7 @@ impl<'a> SortedFiles<'a> {
             RowChange::Merge(operand) => writer.merge(key, operand)?,
             RowChange::Delete => writer.delete(key)?,
         }
-        if writer.file_size() >= self.state.file_bytes {
+        if writer.file_size() >= self.state.settings.file_bytes {
             self.close()?;
         }
         Ok(())
@@ -429,7 +456,9 @@ fn options(settings: StateSettings) -> Result<Options, DiskError> {
     table.set_cache_index_and_filter_blocks_with_high_priority(true);
     table.set_pin_l0_filter_and_index_blocks_in_cache(true);
     table.set_pin_top_level_index_and_filter(true);
-    table.set_hybrid_ribbon_filter(10.0, 1);
+    // A ribbon filter would be smaller, and takes several times as long to make. Most rows are in
+    // the last level, which has none.
+    table.set_bloom_filter(10.0, false);
     table.set_data_block_index_type(DataBlockIndexType::BinaryAndHash);
 
     let mut env = Env::new()?;
@@ -443,6 +472,9 @@ fn options(settings: StateSettings) -> Result<Options, DiskError> {
     // Reads mostly find a row: no filter is kept for the last level, which holds nine rows in ten.
     options.set_optimize_filters_for_hits(true);
     options.set_level_compaction_dynamic_level_bytes(true);
+    // A compaction of a flushed file rewrites the level below, which has rows everywhere: the more
+    // files it takes, the fewer rows are rewritten for each that is new.
+    options.set_level_zero_file_num_compaction_trigger(settings.level0_files_compacted);
     options.set_max_open_files(settings.open_files_max);
     options.set_max_background_jobs(2);
     options.set_bytes_per_sync(1 << 20);
