@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::bounded::{self, DatedPart};
 use super::outcome::{Failure, ReadValues};
-use super::read_queue::{ReadPart, ReadQueue, ReadRounds, ReadTarget, StalenessBound};
+use super::read_queue::{ReadPart, ReadQueue, ReadRounds, ReadTarget, RoundKind, StalenessBound};
 use super::routes::Routes;
 use super::{BatcherTiming, Effect, Settings};
 use crate::batcher::window::WindowSettings;
@@ -26,7 +26,7 @@ pub(super) struct PendingReads {
     open: BTreeMap<u64, PendingRead>,
     deadlines: BTreeSet<(Now, u64)>,
     queues: BTreeMap<ReadTarget, ReadQueue>,
-    rounds: BTreeMap<Conn, ReadRounds>,
+    rounds: BTreeMap<RoundKind, ReadRounds>,
     /// Parts for which no node has been chosen yet.
     unrouted: Vec<(ShardId, u64, ReadPart)>,
     /// The messages without an answer, by their number.
@@ -361,7 +361,7 @@ impl PendingReads {
 
     fn take_sent(&mut self, now: Now, id: u64) -> Option<SentRead> {
         let sent = self.sent.remove(&id)?;
-        if let Some(rounds) = self.rounds.get_mut(&sent.conn) {
+        if let Some(rounds) = self.rounds.get_mut(&RoundKind::of(sent.conn, sent.target)) {
             rounds.window.answered(now, sent.round);
         }
         self.silent.remove(&(sent.at.plus_ms(self.follower_wait_ms), id));
@@ -370,8 +370,8 @@ impl PendingReads {
 
     /// Sends again the messages that were lost with a connection.
     pub(super) fn closed(&mut self, now: Now, conn: Conn) {
-        let rounds = self.rounds.remove(&conn);
-        self.due.extend(rounds.into_iter().flat_map(|rounds| rounds.due));
+        let closed = self.rounds.extract_if(.., |kind, _| kind.conn == conn);
+        self.due.extend(closed.flat_map(|(_, rounds)| rounds.due));
         self.ask_again(now, |sent| sent.conn == conn);
         // Parts that waited for this connection are routed to the followers that are still
         // connected.
@@ -443,9 +443,9 @@ impl PendingReads {
             self.join_round(now, target, routes);
         }
         let due = self.rounds.iter().filter(|(_, rounds)| !rounds.due.is_empty());
-        let conns: Vec<Conn> = due.map(|(&conn, _)| conn).collect();
-        for conn in conns {
-            self.send_round(now, conn, routes, effects);
+        let kinds: Vec<RoundKind> = due.map(|(&kind, _)| kind).collect();
+        for kind in kinds {
+            self.send_round(now, kind, routes, effects);
         }
     }
 
@@ -467,12 +467,18 @@ impl PendingReads {
             self.timers.insert((queue.retry_at, target));
             return;
         }
-        self.rounds.entry(conn).or_default().due.insert(target);
+        self.rounds.entry(RoundKind::of(conn, target)).or_default().due.insert(target);
     }
 
     /// Sends the next round on a connection, if it has parts and its window allows it.
-    fn send_round(&mut self, now: Now, conn: Conn, routes: &Routes, effects: &mut Vec<Effect>) {
-        let Some(rounds) = self.rounds.get_mut(&conn) else { return };
+    fn send_round(
+        &mut self,
+        now: Now,
+        kind: RoundKind,
+        routes: &Routes,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(rounds) = self.rounds.get_mut(&kind) else { return };
         rounds.opens_at = None;
         let waiting = rounds.due.iter().filter_map(|target| self.queues.get(target));
         let load = waiting.map(|queue| queue.waiting.len()).sum();
@@ -485,11 +491,11 @@ impl PendingReads {
         let mut messages = 0;
         for target in std::mem::take(&mut rounds.due) {
             // If the target has moved to another connection, its parts wait for a round there.
-            if Self::connection_to(target, routes) == Some(conn) {
-                messages += self.send(now, (conn, round), target, routes, effects);
+            if Self::connection_to(target, routes) == Some(kind.conn) {
+                messages += self.send(now, (kind.conn, round), target, routes, effects);
             }
         }
-        if let Some(rounds) = self.rounds.get_mut(&conn).filter(|_| messages > 0) {
+        if let Some(rounds) = self.rounds.get_mut(&kind).filter(|_| messages > 0) {
             rounds.window.sent(now, messages, load, self.window);
         }
     }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
 use crate::batcher::window::SendWindow;
-use crate::ids::{Now, ShardId, StoreId};
+use crate::ids::{Conn, Now, ShardId, StoreId};
 use crate::key::CounterKey;
 
 /// The node that is asked for a shard's values: its primary, or a follower.
@@ -53,7 +53,21 @@ pub(super) struct ReadQueue {
     pub avoided_until: Now,
 }
 
-/// The rounds of reads on one connection. A round is a message for each shard that has parts then,
+/// The connection and the kind of a round: bounded-stale reads, which need no proof of the node, do
+/// not wait for linearizable ones.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(super) struct RoundKind {
+    pub conn: Conn,
+    pub of_follower: bool,
+}
+
+impl RoundKind {
+    pub(super) fn of(conn: Conn, target: ReadTarget) -> Self {
+        Self { conn, of_follower: target.follower.is_some() }
+    }
+}
+
+/// The rounds of reads of one kind. A round is a message for each shard that has parts then,
 /// so that one proof of the node covers them all.
 #[derive(Clone, Debug, Default)]
 pub(super) struct ReadRounds {
