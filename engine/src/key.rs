@@ -89,8 +89,8 @@ impl CounterKey {
 /// Makes names in one namespace, which is checked once.
 ///
 /// The names share buffers of a fixed size, since an allocation for each would cost more than the
-/// rest of its making. The buffers are small: one is freed when the last of its names is dropped, so
-/// a name that is kept for long keeps few others alive.
+/// rest of its making. The buffers are small: one is freed when the last of its names is dropped,
+/// so a name that is kept for long keeps few others alive.
 #[derive(Debug)]
 pub struct NameMaker {
     /// `namespace ‖ 0`

@@ -9,13 +9,45 @@ use crate::ids::{Conn, Now, ShardId};
 #[derive(Clone, Debug, Default)]
 pub(super) struct TurnAgenda {
     /// Shards that something has happened to since the last turn ended.
-    pub shards: BTreeSet<ShardId>,
+    pub shards: Reviews<ShardId>,
     /// Connections that something has happened to since the last turn ended.
-    pub connections: BTreeSet<Conn>,
+    pub connections: Reviews<Conn>,
     /// The times at which to review shards. A superfluous one does no harm.
     pub timers: BTreeSet<(Now, ShardId)>,
     /// The times at which to review connections whose window allows nothing to be sent now.
     pub windows: BTreeMap<Conn, Now>,
+}
+
+/// The objects to review, in the order in which they were added.
+#[derive(Clone, Debug)]
+pub(super) struct Reviews<T>(Vec<T>);
+
+impl<T> Default for Reviews<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<T: Copy + Ord> Reviews<T> {
+    /// Adds one, which may be here already.
+    pub(super) fn add(&mut self, one: T) {
+        if self.0.last() != Some(&one) {
+            self.0.push(one);
+        }
+    }
+
+    /// Adds many.
+    pub(super) fn extend(&mut self, many: impl IntoIterator<Item = T>) {
+        self.0.extend(many);
+    }
+
+    /// Takes all, each once, in ascending order.
+    pub(super) fn take(&mut self) -> Vec<T> {
+        let mut all = std::mem::take(&mut self.0);
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
 }
 
 impl TurnAgenda {
@@ -30,7 +62,7 @@ impl TurnAgenda {
             && at <= now
         {
             self.timers.pop_first();
-            self.shards.insert(shard);
+            self.shards.add(shard);
         }
         let open = self.windows.iter().filter(|&(_, &at)| at <= now);
         self.connections.extend(open.map(|(&conn, _)| conn));

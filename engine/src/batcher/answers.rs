@@ -75,7 +75,7 @@ impl Answering<'_> {
             }
             ShardAvailability::Open => connection.clear_frozen(shard),
         }
-        self.turn.agenda.shards.insert(shard);
+        self.turn.agenda.shards.add(shard);
     }
 
     /// The send that the answer names, if it is an open one of the batch in flight.
@@ -87,11 +87,11 @@ impl Answering<'_> {
     ) -> Option<BatchSend> {
         let connection = self.routes.router.connection_mut(conn)?;
         connection.frames.answered(self.turn.now, message);
-        self.turn.agenda.connections.insert(conn);
+        self.turn.agenda.connections.add(conn);
         let answered = |queue: &mut ShardQueue| queue.answered((conn, message), slots, number);
         let (send, bytes) = self.queues.change(slots.shard(), answered).flatten()?;
         connection.bytes -= bytes;
-        self.turn.agenda.shards.insert(slots.shard());
+        self.turn.agenda.shards.add(slots.shard());
         Some(send)
     }
 
@@ -246,7 +246,7 @@ impl Answering<'_> {
         for conn in in_flight.open_on() {
             if let Some(connection) = self.routes.router.connection_mut(conn) {
                 connection.bytes -= in_flight.batch.payload.len();
-                self.turn.agenda.connections.insert(conn);
+                self.turn.agenda.connections.add(conn);
             }
         }
         Some(in_flight)

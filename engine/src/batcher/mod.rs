@@ -530,7 +530,7 @@ impl Batcher {
             return;
         }
         if self.queues.change(record.shard(), ShardQueue::moved).is_some() {
-            self.agenda.shards.insert(record.shard());
+            self.agenda.shards.add(record.shard());
         }
         self.reads.moved(now, &record, self.routes.router.to(record.primary));
     }
@@ -570,14 +570,14 @@ impl Batcher {
         self.review_shards(now, effects);
         // Operations that were rerouted are due again, in another shard.
         self.review_shards(now, effects);
-        for conn in std::mem::take(&mut self.agenda.connections) {
+        for conn in self.agenda.connections.take() {
             self.sending(now, effects).pack(conn);
         }
         self.reads.turn_ended(now, &self.routes, effects);
     }
 
     fn review_shards(&mut self, now: Now, effects: &mut Vec<Effect>) {
-        for shard in std::mem::take(&mut self.agenda.shards) {
+        for shard in self.agenda.shards.take() {
             self.queueing(now, effects).review(shard);
             self.sending(now, effects).queue_shard(shard);
         }

@@ -56,7 +56,7 @@ impl Queueing<'_> {
     pub(super) fn enqueue(&mut self, slots: Slots, part: RequestPart) {
         let now = self.turn.now;
         self.queues.add(slots, |queue| queue.push(now, part));
-        self.turn.agenda.shards.insert(slots.shard());
+        self.turn.agenda.shards.add(slots.shard());
     }
 
     /// Sends the other parts of a request whose token its home has recorded, if they may still
@@ -107,7 +107,7 @@ impl Queueing<'_> {
         self.writes.went_to(request, slots.shard());
         let now = self.turn.now;
         self.queues.add(slots, |queue| queue.insert(now, request, queued, token));
-        self.turn.agenda.shards.insert(slots.shard());
+        self.turn.agenda.shards.add(slots.shard());
     }
 
     // ---- out, unsent ---------------------------------------------------------------------------

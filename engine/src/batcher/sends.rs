@@ -48,7 +48,7 @@ impl Sending<'_> {
                 if self.queues.change(shard, |queue| queue.queue_on(conn)) == Some(true) {
                     connection.send_queue.push_back(shard);
                 }
-                self.turn.agenda.connections.insert(conn);
+                self.turn.agenda.connections.add(conn);
             }
         }
     }

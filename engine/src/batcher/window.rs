@@ -2,17 +2,17 @@
 //!
 //! Fewer and larger messages are cheaper for everybody: a message costs the node a group and a
 //! round to its followers, whatever it carries. So the window clocks itself by the answers. While a
-//! message is out, operations gather; a further message goes only if it carries twice as much as the
-//! last one, or if that one is late. Under load everything for a node therefore travels together,
-//! however many shards there are, and the messages grow with the load. (With as much instead of
-//! twice as much, two messages alternate for ever where there are shards enough, and each carries
-//! two thirds of what one would.)
+//! message is out, operations gather; a further message goes only if it carries twice as much as
+//! the last one, or if that one is late. Under load everything for a node therefore travels
+//! together, however many shards there are, and the messages grow with the load. (With as much
+//! instead of twice as much, two messages alternate for ever where there are shards enough, and
+//! each carries two thirds of what one would.)
 //!
-//! What is *late* follows from the time that answers take, since any fixed time is wrong for some
-//! load: with one of 5 ms, answers that took 10 ms made the window useless, and the messages that
-//! were too small for that reason made answers take 10 ms. A message that is later still has
-//! *lapsed*: it no longer counts, so a shard that is not answered delays the others of its node
-//! only for that long.
+//! A message is *late* by the time that answers take, since any fixed time is wrong for some load:
+//! with one of 5 ms, answers that took 10 ms made the window useless, and the messages that were
+//! too small for that reason made answers take 10 ms. A message that is later still has *lapsed*:
+//! it no longer counts, so a shard that is not answered delays the others of its node only for that
+//! long.
 
 use std::collections::VecDeque;
 
