@@ -9,8 +9,9 @@
 //!   input that is not HTTP would get no answer instead of a 400.
 //! - `writev` is off: nearly every answer is one small piece, which is cheaper to copy behind its
 //!   head than to gather in the kernel.
-//! - hyper has no timer: its timer for heads would be made and dropped with every request. One timer
-//!   of the worker ends all connections that are idle, or whose head is not complete, for too long.
+//! - hyper has no timer: its timer for heads would be made and dropped with every request. One
+//!   timer of the worker ends all connections that are idle, or whose head is not complete, for too
+//!   long.
 //! - A connection ends by an answer with `Connection: close`, or when it has no request in flight
 //!   and nothing in the socket: hyper's own graceful shutdown would drop a request that was sent
 //!   and not read yet (see `lingering_close.rs`).

@@ -171,6 +171,26 @@ impl<'a> JsonItem<'a> {
 
     /// Interprets a value. `written` must be valid JSON.
     fn of(written: &'a str) -> Self {
+        Self::in_short_form(written).unwrap_or_else(|| Self::of_any(written))
+    }
+
+    /// Interprets a value in the form that most programs write, `{"key":"a","delta":5}`, which
+    /// needs no second parse. Returns `None` for any other.
+    fn in_short_form(written: &'a str) -> Option<Self> {
+        let rest = written.strip_prefix("{\"key\":\"")?;
+        let end = memchr::memchr2(b'"', b'\\', rest.as_bytes())?;
+        let (key, rest) = rest.split_at(end);
+        let rest = rest.strip_prefix('"')?.strip_suffix('}')?;
+        let delta = match rest.strip_prefix(",\"delta\":") {
+            Some(delta) => Some(integer(delta.as_bytes()).ok()?),
+            None if rest.is_empty() => None,
+            None => return None,
+        };
+        let key = Some(Cow::Borrowed(key.as_bytes()));
+        Some(Self { key, delta, ..Self::default() })
+    }
+
+    fn of_any(written: &'a str) -> Self {
         let mut item = Self::default();
         item.wrong = match written.as_bytes().first() {
             Some(b'{') => {
@@ -336,5 +356,36 @@ impl<'de, T: FnMut(JsonItem<'_>) -> Result<(), Problem>> Visitor<'de> for ItemLi
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_short_form_means_what_it_means_by_the_long_way() {
+        for (written, is_short) in [
+            (r#"{"key":"a"}"#, true),
+            (r#"{"key":"","delta":5}"#, true),
+            ("{\"key\":\"\u{e4} {}:,\",\"delta\":-9223372036854775808}", true),
+            (r#"{"key":"a","delta":9223372036854775808}"#, false),
+            (r#"{"key":"a","delta":1.0}"#, false),
+            (r#"{"key":"a","delta":"5"}"#, false),
+            (r#"{"key":"a","delta":5 }"#, false),
+            (r#"{"key":"a","delta":5,"delta":6}"#, false),
+            (r#"{"key":"a","key":"b"}"#, false),
+            (r#"{"key":"a\"b","delta":5}"#, false),
+            (r#"{"key": "a"}"#, false),
+            (r#"{"delta":5,"key":"a"}"#, false),
+            (r#"["key"]"#, false),
+            ("{}", false),
+        ] {
+            let short = JsonItem::in_short_form(written);
+            assert_eq!(short.is_some(), is_short, "{written}");
+            if let Some(item) = short {
+                assert_eq!(item, JsonItem::of_any(written), "{written}");
+            }
+        }
     }
 }
