@@ -32,6 +32,11 @@ pub enum DiskDone {
         at: LogLocation,
         parts: Vec<LogPart>,
     },
+    /// A flush has written a part of its table.
+    FlushAdvanced {
+        flush: u64,
+        counters: usize,
+    },
     /// An ingest is to be performed now.
     Ingest {
         id: u64,

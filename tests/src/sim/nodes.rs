@@ -937,6 +937,16 @@ impl NodeDriver<'_> {
         }
     }
 
+    /// Draws the times at which a flush reports its progress. Some come after its end.
+    fn flush_advances(&mut self, core: &mut Core, flush: u64, all: usize) {
+        for _ in 0..core.rng.below(3) {
+            let counters = core.rng.index(all + 1);
+            let done = ProcessInput::Disk(DiskDone::FlushAdvanced { flush, counters });
+            let after = core.rng.between(1, 10_000);
+            core.input_after(after, self.process, done);
+        }
+    }
+
     fn wake(&mut self, core: &mut Core) {
         let now = self.now(core);
         self.running.wake_at = None;
@@ -999,6 +1009,7 @@ impl NodeDriver<'_> {
                 self.disk.read_log(core, me, wanted, from, bytes_max);
             }
             Effect::Flush { flush, table, shards } => {
+                self.flush_advances(core, flush, table.len());
                 self.disk.begin_ingest(
                     core,
                     me,
@@ -1110,6 +1121,9 @@ impl NodeDriver<'_> {
             }
             DiskDone::LogRead { at, parts } => {
                 self.report(core, None, Event::LogRead { at, parts });
+            }
+            DiskDone::FlushAdvanced { flush, counters } => {
+                self.handle(core, Event::FlushAdvanced { flush, counters });
             }
             DiskDone::Ingest { id } => match self.disk.ingest(core, self.process, id) {
                 Some(Ingest::Flush { flush, .. }) => {
