@@ -1,108 +1,78 @@
-//! A histogram of latencies, whose buckets are at most 1/64 as wide as the latencies in them.
+//! The latencies of a run: an HDR histogram of microseconds, from 1 µs to an hour.
 //!
-//! A list of every latency would grow with the run, and its cache misses in the generator would add
-//! to the measured latency of the server. The buckets are exact up to 127 µs; above, a quantile is
-//! the upper edge of its bucket, so it is too high by less than 1.6 % and never too low.
+//! A value is off by less than 0.1 % (three significant digits). A longer latency counts as an
+//! hour.
 
 use std::time::Duration;
 
-/// The number of buckets per power of two.
-const STEPS: u64 = 64;
-const STEP_BITS: u32 = STEPS.ilog2();
+use hdrhistogram::Histogram as HdrHistogram;
 
-/// The counts of latencies, in buckets of microseconds.
-#[derive(Clone, Debug, Default)]
-pub struct Histogram {
-    buckets: Vec<u64>,
-    count: u64,
+const MICROS_MAX: u64 = 3_600_000_000;
+const SIGNIFICANT_DIGITS: u8 = 3;
+
+/// The latencies of a run.
+#[derive(Clone, Debug)]
+pub struct Histogram(HdrHistogram<u64>);
+
+impl Default for Histogram {
+    fn default() -> Self {
+        let empty = HdrHistogram::new_with_bounds(1, MICROS_MAX, SIGNIFICANT_DIGITS);
+        Self(empty.expect("the bounds are valid"))
+    }
 }
 
 impl Histogram {
     /// Adds one latency.
     pub fn record(&mut self, latency: Duration) {
-        let micros = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
-        let bucket = bucket_of(micros);
-        if bucket >= self.buckets.len() {
-            self.buckets.resize(bucket + 1, 0);
-        }
-        self.buckets[bucket] += 1;
-        self.count += 1;
+        self.0.saturating_record(u64::try_from(latency.as_micros()).unwrap_or(MICROS_MAX));
     }
 
     /// Adds all latencies of another histogram.
     pub fn merge(&mut self, other: &Self) {
-        if other.buckets.len() > self.buckets.len() {
-            self.buckets.resize(other.buckets.len(), 0);
-        }
-        for (mine, theirs) in self.buckets.iter_mut().zip(&other.buckets) {
-            *mine += theirs;
-        }
-        self.count += other.count;
+        self.0.add(&other.0).expect("both have the same bounds");
     }
 
     /// Returns the number of latencies.
     pub fn count(&self) -> u64 {
-        self.count
+        self.0.len()
     }
 
     /// Returns the latency that a `share` (0 to 1) of all latencies does not exceed; `None` if the
     /// histogram is empty.
     pub fn quantile(&self, share: f64) -> Option<Duration> {
-        if self.count == 0 {
-            return None;
-        }
-        let rank = ((share * self.count as f64).ceil() as u64).clamp(1, self.count);
-        let mut seen = 0;
-        let bucket = self.buckets.iter().position(|&count| {
-            seen += count;
-            seen >= rank
-        });
-        bucket.map(|bucket| Duration::from_micros(upper_edge(bucket)))
+        let micros = self.0.value_at_quantile(share);
+        (self.count() > 0).then(|| Duration::from_micros(micros))
     }
-}
-
-/// Returns the bucket of a latency: 0 to 127 µs have one bucket each, then each power of two has
-/// 64.
-fn bucket_of(micros: u64) -> usize {
-    let doubling = micros.checked_ilog2().unwrap_or(0).saturating_sub(STEP_BITS);
-    (u64::from(doubling) * STEPS + (micros >> doubling)) as usize
-}
-
-/// Returns the largest number of microseconds in a bucket.
-fn upper_edge(bucket: usize) -> u64 {
-    let bucket = bucket as u64;
-    let doubling = (bucket / STEPS).saturating_sub(1);
-    let low = (bucket - doubling * STEPS) << doubling;
-    low + ((1 << doubling) - 1)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn of(latencies: impl IntoIterator<Item = u64>) -> Histogram {
+        let mut histogram = Histogram::default();
+        latencies.into_iter().for_each(|micros| histogram.record(Duration::from_micros(micros)));
+        histogram
+    }
+
     #[test]
-    fn every_latency_is_at_or_just_below_the_edge_of_its_bucket() {
-        let mut last = 0;
-        for micros in (0..5_000).chain([65_535, 65_536, 1_000_000, 60_000_000, u64::MAX / 2]) {
-            let bucket = bucket_of(micros);
-            let edge = upper_edge(bucket);
-            assert!(edge >= micros, "{micros} is above the edge {edge} of its bucket");
-            assert!(edge - micros <= micros / STEPS, "{edge} is far above {micros}");
-            assert!(bucket >= last, "buckets go up with the latency at {micros}");
-            last = bucket;
+    fn a_latency_is_off_by_less_than_a_thousandth() {
+        let hour = MICROS_MAX;
+        for micros in (0..5_000).chain([65_535, 65_536, 1_000_000, 60_000_000, hour]) {
+            let got = of([micros]).quantile(0.5).unwrap().as_micros() as u64;
+            assert!(got >= micros && got - micros <= micros / 1000, "{got} for {micros}");
         }
+        let longest = of([hour * 9]).quantile(0.5).unwrap().as_micros() as u64;
+        assert!(longest >= hour && longest - hour <= hour / 1000, "{longest}");
     }
 
     #[track_caller]
     fn check(latencies: &[u64], share: f64, want: Option<u64>) {
-        let (mut left, mut right) = (Histogram::default(), Histogram::default());
-        for (index, &micros) in latencies.iter().enumerate() {
-            let half = if index % 2 == 0 { &mut left } else { &mut right };
-            half.record(Duration::from_micros(micros));
-        }
-        left.merge(&right);
-        assert_eq!(left.quantile(share), want.map(Duration::from_micros));
-        assert_eq!(left.count(), latencies.len() as u64);
+        let (left, right) = latencies.split_at(latencies.len() / 2);
+        let mut all = of(left.iter().copied());
+        all.merge(&of(right.iter().copied()));
+        assert_eq!(all.quantile(share), want.map(Duration::from_micros));
+        assert_eq!(all.count(), latencies.len() as u64);
     }
 
     #[test]

@@ -1,12 +1,23 @@
-//! Generates load on a running cluster over HTTP, and measures its cost.
+//! Generates load on a running cluster, or on what others would use instead, and measures its
+//! cost.
 //!
-//! [`load`] is a closed loop over the connections of the crate `client`, [`histogram`] records the
-//! latencies, and [`cpu`] reads the CPU time of each role from `/proc`.
-//!
-//! A closed loop hides the waiting time of the requests that it did not send while it waited for a
-//! response (coordinated omission). So its p99 is the latency of *these* clients, not the latency
-//! of users at a fixed arrival rate.
+//! [`load`] runs clients of any kind in a closed or an open loop: [`dkc`] over HTTP, [`redis`] over
+//! RESP, [`etcd`] over its JSON gateway. [`keys`] chooses the counters, [`histogram`] records the
+//! latencies. [`cpu`] and [`memory`] read what the processes used from `/proc`, [`metrics`] what
+//! they counted, and [`disk`] what they wrote. [`hello`] and [`fsync`] are the yardsticks of a
+//! machine: a server without a service, and three disk writers at once. [`chart`] draws results.
 
+pub mod chart;
 pub mod cpu;
+pub mod disk;
+pub mod dkc;
+pub mod etcd;
+pub mod fsync;
+pub mod hello;
 pub mod histogram;
+pub mod keys;
 pub mod load;
+pub mod memory;
+pub mod metrics;
+pub mod redis;
+pub mod schedule;

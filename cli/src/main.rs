@@ -76,6 +76,9 @@ enum Command {
     /// Stop the processes of a `dkc dev` that died (started by `dkc dev`)
     #[command(hide = true)]
     Guard,
+    /// Serve the same answer to every request (started by `dkc bench`)
+    #[command(hide = true)]
+    Hello,
 }
 
 fn main() -> ExitCode {
@@ -114,6 +117,7 @@ fn main() -> ExitCode {
         }
         Command::Guard => dev::guard::run(),
         Command::Bench(args) => bench_command::run(args),
+        Command::Hello => bench_command::serve_hello(),
         Command::Dev(args) => block_on(dev::run(args)),
         Command::Count(args) => block_on(count::run(args)),
         Command::Incr(args) => block_on(counters::incr(args)),

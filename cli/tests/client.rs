@@ -562,3 +562,39 @@ fn bench_counts_what_it_reports() {
         assert!(report["cpus_busy"]["generator"].as_f64().is_some(), "{report}");
     }
 }
+
+#[test]
+fn bench_counts_refusals_apart_from_errors() {
+    #[track_caller]
+    fn check(fate: Fate, counted: &str, others: [&str; 2], extra: &[&str]) {
+        let gateway = FakeGateway::start(move |_| fate);
+        let usual = ["bench", "--json", "--clients", "4", "--seconds", "1", "--warm-up", "0"];
+        let output = dkc(&[&usual, extra].concat(), &gateway.url(), b"");
+        let report = json(&output);
+        assert!(report[counted].as_u64() > Some(0), "{report}");
+        others.iter().for_each(|other| assert_eq!(report[other], 0, "{other} of {report}"));
+        assert_eq!(code(&output), i32::from(counted != "requests"), "{report}");
+    }
+    check(Fate::Refuse(429), "refused", ["requests", "errors"], &[]);
+    check(Fate::Deadline { counted: true }, "errors", ["requests", "refused"], &[]);
+    // Of four items some were not applied; of ten one is unknown, too.
+    check(Fate::Parts, "refused", ["requests", "errors"], &["--batch", "4"]);
+    check(Fate::Parts, "errors", ["requests", "refused"], &["--batch", "10"]);
+    let open = ["--rate", "50", "--distribution", "zipf"];
+    check(Fate::Apply, "requests", ["refused", "errors"], &open);
+}
+
+#[test]
+fn bench_refuses_what_makes_no_sense() {
+    let gateway = FakeGateway::start(|_| Fate::Apply);
+    for args in [
+        ["--rate", "0"],
+        ["--reads", "101"],
+        ["--distribution", "normal"],
+        ["--rounds", "2"],
+        ["--profile", "none"],
+    ] {
+        let output = dkc(&[&["bench"], &args[..]].concat(), &gateway.url(), b"");
+        assert_eq!(code(&output), 2, "{args:?}: {output:?}");
+    }
+}

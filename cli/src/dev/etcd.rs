@@ -1,20 +1,18 @@
 //! Finds the etcd to run: `$ETCD`, or the one that `./run` chose or unpacked, or the one in `PATH`,
 //! if it is new enough.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Returns the first etcd that exists and is at least 3.5. The error lists the candidates.
 pub(crate) fn find() -> Result<String, String> {
-    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
     let candidates = match set("ETCD") {
         Some(named) => vec![PathBuf::from(named)],
         None => {
-            let home = set("HOME").map(|home| PathBuf::from(home).join(".cache/dkc"));
-            let cache = set("DKC_CACHE").map(PathBuf::from).or(home);
             // `scripts/setup` writes this file.
-            let chosen =
-                cache.and_then(|cache| std::fs::read_to_string(cache.join("etcd-path")).ok());
+            let chosen = cache_folder()
+                .and_then(|cache| std::fs::read_to_string(cache.join("etcd-path")).ok());
             let chosen = chosen.map(|path| PathBuf::from(path.trim()));
             chosen.into_iter().chain([PathBuf::from("etcd")]).collect()
         }
@@ -30,6 +28,16 @@ pub(crate) fn find() -> Result<String, String> {
     Err(format!(
         "no etcd 3.5 or newer found ({tried}). ./run installs one; set $ETCD to use another one"
     ))
+}
+
+/// Returns the folder into which `scripts/setup` unpacks programs: `$DKC_CACHE`, or the default.
+pub(crate) fn cache_folder() -> Option<PathBuf> {
+    let home = set("HOME").map(|home| PathBuf::from(home).join(".cache/dkc"));
+    set("DKC_CACHE").map(PathBuf::from).or(home)
+}
+
+fn set(name: &str) -> Option<OsString> {
+    std::env::var_os(name).filter(|value| !value.is_empty())
 }
 
 fn check(path: &Path) -> Result<(), String> {

@@ -6,11 +6,11 @@
 //! `dkc dev` per folder.
 
 pub(crate) mod cluster_file;
-mod etcd;
+pub(crate) mod etcd;
 pub(crate) mod guard;
 mod plan;
-mod process;
-mod ready;
+pub(crate) mod process;
+pub(crate) mod ready;
 mod supervisor;
 
 use std::fs::{self, File};

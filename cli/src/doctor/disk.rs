@@ -66,7 +66,8 @@ fn appends(folder: &Path) -> io::Result<Vec<Duration>> {
         .collect()
 }
 
-fn in_memory(folder: &Path) -> bool {
+/// Returns whether a folder is in memory, where fsync does nothing.
+pub(crate) fn in_memory(folder: &Path) -> bool {
     rustix::fs::statfs(folder).is_ok_and(|found| found.f_type == TMPFS)
 }
 

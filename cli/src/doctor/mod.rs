@@ -5,7 +5,7 @@
 //! separate functions, so that every verdict has a test. The exit code is 1 if a result is bad, and
 //! otherwise 0: warnings are left to the operator.
 
-mod disk;
+pub(crate) mod disk;
 mod machine;
 
 use std::path::PathBuf;
