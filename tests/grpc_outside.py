@@ -132,7 +132,8 @@ def check_read(channel, gateway, cluster):
         answered.wait(LIMIT)
 
     replies = stranger.session(messages())
-    reply = next(reply.read for reply in replies if reply.WhichOneof("kind") == "read")
+    each = (reply for message in replies for reply in message.replies)
+    reply = next(reply.read for reply in each if reply.WhichOneof("kind") == "read")
     answered.set()
     check("the number of the read", reply.id, 7)
     check("a read is answered with values", reply.WhichOneof("kind"), "values")
