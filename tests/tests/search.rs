@@ -64,7 +64,7 @@ fn a_lost_session_is_searched_to_the_last_state() {
         "an uncommitted tail survives a failover",
         "sessions expire",
     ];
-    check_sessions(SESSIONS, 725_155, 3_067_686, &happens);
+    check_sessions(SESSIONS, 845_983, 3_478_564, &happens);
 }
 
 /// Two gateways whose sessions are both lost and collected, by lists that arrive late and out of
