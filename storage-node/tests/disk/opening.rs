@@ -28,6 +28,8 @@ pub(crate) struct Bench {
     pub(crate) events: Receiver<Result<DiskEvent, DiskError>>,
     /// Each change of fullness that was reported.
     pub(crate) full: Vec<bool>,
+    /// The progress that flushes have reported.
+    pub(crate) advanced: Vec<usize>,
     next_group: u64,
     pub(crate) last: Position,
 }
@@ -58,8 +60,8 @@ impl Bench {
             std::thread::yield_now();
         };
         let next_group = opened.next_group;
-        let (full, last) = (Vec::new(), Position::default());
-        let mut bench = Self { disk, opened, events, full, next_group, last };
+        let (full, advanced, last) = (Vec::new(), Vec::new(), Position::default());
+        let mut bench = Self { disk, opened, events, full, advanced, next_group, last };
         let identity = next_identity(&bench.opened, store_id(0));
         bench.group(vec![LogRecord::Identity(identity)]);
         Ok(bench)
@@ -70,13 +72,14 @@ impl Bench {
         self.events.recv_timeout(Duration::from_secs(30)).expect("in time")
     }
 
-    /// Returns the next event, accepted; changes of fullness are noted.
+    /// Returns the next event, accepted; changes of fullness and progress are noted.
     pub(crate) fn event(&mut self) -> Event {
         loop {
             let event = self.next_unaccepted().expect("no failure");
             match self.disk.accept(event) {
                 Event::DiskFull(full) => self.full.push(full),
                 Event::Room { .. } => {}
+                Event::FlushAdvanced { counters, .. } => self.advanced.push(counters),
                 event => return event,
             }
         }

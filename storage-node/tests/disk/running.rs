@@ -235,7 +235,8 @@ fn a_changed_byte_in_the_state_ends_the_process() {
     let names: Vec<String> = (0..20_000).map(|number| format!("counter-{number}")).collect();
     let adds: Vec<(&str, i128)> = names.iter().map(|name| (name.as_str(), 1)).collect();
     flush(&mut bench, 1, &adds);
-    bench.event();
+    assert!(matches!(bench.event(), Event::Ingested { flush: 1 }));
+    assert_eq!(bench.advanced, [4_096, 8_192, 12_288, 16_384]);
     let path = sst(folder.path());
     let mut bytes = fs::read(&path).unwrap();
     let middle = bytes.len() / 2;
