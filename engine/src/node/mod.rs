@@ -27,8 +27,8 @@
 //! (`dispatch`), which marks what may follow from it. The end of the turn does what is due by the
 //! clock (`on_time`), then the consequences of all its events at once (`settle`): every shard that
 //! was marked is advanced (commit, apply, answers) and reviewed (in-sync set) until no mark is
-//! left, and what there is to send is sent. So what comes together travels together: one message
-//! for a follower, one ack for a primary, one group of the log for all events of a turn.
+//! left, and what there is to send is sent. So what comes together travels together: one `Append`
+//! for a follower and one group of the log for all events of a turn.
 //!
 //! **The parts** own their state: no other part can reach it. The shards and the storage below them
 //! are [`shared`]; a table there has the part that changes each field of a replica.
@@ -137,10 +137,7 @@ impl Node {
         if event.shows_etcd() {
             self.peers.health_mut().note_etcd_answer(self.shared.now);
         }
-        match event {
-            Event::TurnEnded => self.end_turn(effects),
-            event => self.dispatch(event, effects),
-        }
+        self.dispatch(event, effects);
     }
 
     fn end_turn(&mut self, effects: &mut Vec<Effect>) {
@@ -165,7 +162,8 @@ impl Node {
         }
         let turn = &mut shared.lend(effects);
         match event {
-            Event::WallClock(_) | Event::LeaseConfirmed | Event::TurnEnded => {}
+            Event::TurnEnded => self.end_turn(effects),
+            Event::WallClock(_) | Event::LeaseConfirmed => {}
 
             Event::GatewayConnected { conn } => gateways.on_connected(turn, conn),
             Event::Gateway { conn, message } => self.on_gateway(conn, message, effects),

@@ -5,7 +5,6 @@
 //! time, the settings and the effects of the event. A part that needs another one gets it as a
 //! parameter. [`shards`] holds the replicas and what is to be done for them, [`storage`] the log
 //! in memory, the tables and what is in flight to the disk; [`order`] gives an entry its place.
-//! No other part than these changes a field of a replica, its primary or its followers:
 //! Only these parts change the fields of a replica, its primary and its followers:
 //!
 //! | field | part |
