@@ -138,8 +138,8 @@ impl NodeConnections {
         let why = loop {
             let message = tokio::select! {
                 biased;
-                message = from.message() => message,
                 _ = &mut moved => break "the store has moved or restarted".to_owned(),
+                message = from.message() => message,
             };
             match message {
                 Ok(Some(message)) => {

@@ -315,6 +315,10 @@ impl PendingReads {
         let queue = self.queues.entry(sent.target).or_default();
         queue.refusals += 1;
         queue.retry_at = now.plus_ms(self.timing.backoff_ms(queue.refusals));
+        // Parts that have joined the next round meanwhile wait, too.
+        for rounds in self.rounds.values_mut() {
+            rounds.due.remove(&sent.target);
+        }
         self.wait_again(now, sent);
     }
 

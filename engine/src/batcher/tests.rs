@@ -895,6 +895,21 @@ fn a_read_is_asked_again_elsewhere() {
     bench.turn([found(1, 5, &[2])], &[read_done(1, Ok(&[2]))]);
 }
 
+/// While the shard backs off, its reads are not sent with those of another shard.
+#[test]
+fn a_refused_read_waits_although_another_shard_is_due() {
+    let mut bench = Bench::with(Settings::default(), &[record(LEFT, 1, 1), record(RIGHT, 1, 1)]);
+    let (left, right) = (key_in(LEFT), key_in(RIGHT));
+    bench.turn([read(1, &[&left])], &[asks(1, 1, LEFT, &[&left])]);
+    bench.turn([read(2, &[&right])], &[asks(1, 2, RIGHT, &[&right])]);
+    // The window is full: these wait for an answer.
+    bench.turn([read(3, &[&left]), read(4, &[&right])], &[]);
+    let elsewhere = not_found(1, 1, Refusal::NotPrimary(None));
+    bench.turn([elsewhere], &[asks(1, 3, RIGHT, &[&right])]);
+    bench.turn([found(1, 3, &[1])], &[read_done(4, Ok(&[1]))]);
+    bench.wakes_at_ms(10, &[asks(1, 4, LEFT, &[&left, &left])]);
+}
+
 #[test]
 fn a_read_that_is_refused_fails_at_once() {
     for (refusal, failure) in [
