@@ -660,14 +660,25 @@ fn a_read_is_refused_when_a_peer_has_promised_more() {
     let answer = FromFollower::ReadIndex { round: 3, newer: vec![(SHARD, Epoch(2))] };
     check(bench.on(Event::FromFollower { conn: TO_B, message: answer }), &[]);
     bench.now = bench.now.plus_ms(40);
+    check(bench.on(Event::TurnEnded), &["read refused"]);
+}
+
+/// Peers that were late once prove the reads, although etcd is away.
+#[test]
+fn a_late_round_is_followed_by_another_one_beside_etcd() {
+    let mut bench = primary();
+    let message = read(None);
+    bench.on(Event::Gateway { conn: GATEWAY, message });
+    bench.on(Event::Loaded { load: 2, values: vec![Some(42)], records: vec![] });
+    bench.now = bench.now.plus_ms(40);
     let asked = bench.on(Event::TurnEnded);
-    let check_etcd = |effect: &Effect| match effect {
-        Effect::CheckEtcd { check, .. } => Some(*check),
+    let rounds = asked.iter().filter_map(|effect| match effect {
+        Effect::ToFollower { message: ToFollower::ReadIndex { round, .. }, .. } => Some(*round),
         _ => None,
-    };
-    let asked = asked.iter().find_map(check_etcd).expect("etcd is asked instead");
-    let records = Some(vec![record(2, 2, B)]);
-    check(bench.on(Event::EtcdChecked { check: asked, records }), &["read refused"]);
+    });
+    let round = rounds.last().expect("another round");
+    assert!(asked.iter().any(|effect| matches!(effect, Effect::CheckEtcd { .. })));
+    check(bench.on(round_answered(round, &[])), &["read [42]"]);
 }
 
 #[test]
@@ -770,7 +781,7 @@ fn nothing_is_proved_before_the_barrier_is_committed_nor_by_a_follower() {
 }
 
 #[test]
-fn a_peer_that_has_promised_more_proves_nothing_and_etcd_is_asked() {
+fn a_peer_that_does_not_answer_proves_nothing_and_etcd_is_asked() {
     let mut bench = primary();
     bench.on(proof_request(7));
     bench.now = bench.now.plus_ms(40);
@@ -786,7 +797,6 @@ fn a_peer_that_has_promised_more_proves_nothing_and_etcd_is_asked() {
     check(effects, &["proof 7: [(1, 1)], 0 refused"]);
     // Deposed meanwhile.
     bench.on(proof_request(8));
-    bench.on(round_answered(4, &[(SHARD, Epoch(2))]));
     bench.now = bench.now.plus_ms(200);
     let asked = etcd_asked(&bench.on(Event::TurnEnded)).expect("the round has failed");
     let records = Some(vec![record(2, 2, B)]);

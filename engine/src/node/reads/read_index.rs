@@ -8,8 +8,8 @@
 //! captured state lacks. A pause after the proof does no harm: the values were current while the
 //! read was in flight.
 //!
-//! One round serves all claims that wait for it. A round that a peer does not answer in time is
-//! replaced by one linearizable etcd read, which also begins after the captures.
+//! One round serves all claims that wait for it. For claims of a round that a peer does not answer
+//! in time, a linearizable etcd read begins, too, also after the captures.
 //!
 //! Claims are made by [`captured`](super::captured) for values and by [`bounded`](super::bounded)
 //! for commits that a follower asks for.
@@ -117,7 +117,7 @@ impl Reads {
         }
     }
 
-    /// Begins what can begin: a round for new claims, an etcd read for those that no round proved.
+    /// Begins what can begin: a round for new claims, an etcd read for those of a late round.
     pub(in crate::node) fn advance_claims(&mut self, turn: &mut NodeTurn<'_>, peers: &Peers) {
         if self.read_index.claims.is_empty() {
             self.read_index.clear();
@@ -194,7 +194,8 @@ impl Reads {
     }
 
     /// Closes a round that a peer has not answered in time: the claims of shards that have all
-    /// answers are proved, the others are left to etcd.
+    /// answers are proved. The others are left to etcd and to the next round, whichever proves them
+    /// first: etcd may be away as well.
     fn close_late_round(&mut self, turn: &mut NodeTurn<'_>) {
         let Some(round) = self.read_index.round.take_if(|round| turn.now >= round.until) else {
             return;
@@ -206,11 +207,14 @@ impl Reads {
                 self.settle_claim(turn, claim, ClaimOutcome::Current);
             } else {
                 self.read_index.for_etcd.insert(claim);
+                self.read_index.unproven.insert(claim);
             }
         }
     }
 
     fn begin_etcd_check(&mut self, turn: &mut NodeTurn<'_>) {
+        let ReadIndex { claims, for_etcd, .. } = &mut self.read_index;
+        for_etcd.retain(|claim| claims.contains_key(claim));
         let idle = self.read_index.check.is_none() && !self.read_index.for_etcd.is_empty();
         if !idle || turn.now < self.read_index.next_check {
             return;
