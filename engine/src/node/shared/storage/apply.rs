@@ -32,7 +32,7 @@ impl NodeTurn<'_> {
             }
         }
         while let Some(seq) = self.shards.get(shard).and_then(Replica::next_to_apply)
-            && self.make_room(shard)
+            && self.make_room(shard, seq > before.next())
             && self.apply_entry(shard, seq)
         {}
         before

@@ -27,6 +27,7 @@
 //! [`Settings::pending_bytes_max`]: crate::node::Settings::pending_bytes_max
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Bound;
 
 use crate::ids::{Seq, ShardId};
 use crate::node::shared::storage::loads::PendingLoad;
@@ -45,9 +46,9 @@ pub(super) struct Memory {
     kept: VecDeque<(ShardId, Seq)>,
     /// Shards with entries to apply for which the tables have no room.
     held_up: BTreeSet<ShardId>,
-    /// The shard that was held up first when entries were held up last. It comes first when there
-    /// is room again, so that no shard waits for ever while others use what room there is.
-    held_up_first: Option<ShardId>,
+    /// Where to begin when there is room again, so that the shards take turns: with the shard that
+    /// was held up first, or after it if it had used what room there was.
+    held_up_first: Option<Bound<ShardId>>,
     /// Bytes of the loads in flight for entries that wait.
     pub loads: usize,
 }
@@ -80,9 +81,10 @@ impl Memory {
         self.kept.capacity() * size_of::<(ShardId, Seq)>()
     }
 
-    fn hold_up(&mut self, shard: ShardId) {
+    fn hold_up(&mut self, shard: ShardId, has_applied: bool) {
         if self.held_up.is_empty() {
-            self.held_up_first = Some(shard);
+            let first = if has_applied { Bound::Excluded } else { Bound::Included };
+            self.held_up_first = Some(first(shard));
         }
         self.held_up.insert(shard);
     }
@@ -168,22 +170,24 @@ impl NodeTurn<'_> {
 
     /// Takes the next of the shards to advance.
     pub(in crate::node) fn next_to_advance(&mut self) -> Option<ShardId> {
-        let first = self.storage.memory.held_up_first.unwrap_or(ShardId(0));
+        let first = self.storage.memory.held_up_first.unwrap_or(Bound::Unbounded);
         let shards = &mut self.shards.to_advance;
-        let next = shards.range(first..).next().or_else(|| shards.first()).copied()?;
+        let next = shards.range((first, Bound::Unbounded)).next();
+        let next = next.or_else(|| shards.first()).copied()?;
         shards.remove(&next);
         Some(next)
     }
 
     /// Makes room in the tables for another entry of this shard: a full table is flushed. Returns
-    /// `false` while the flush of the table before it has to go on first.
-    pub(super) fn make_room(&mut self, shard: ShardId) -> bool {
+    /// `false` while the flush of the table before it has to go on first. `has_applied` is whether
+    /// the shard has used some of the room already.
+    pub(super) fn make_room(&mut self, shard: ShardId, has_applied: bool) -> bool {
         let is_full = self.storage.has_full_table(self.settings.table_bytes_max);
         if self.planted(Planted::ApplyWithoutRoom) {
             return true;
         }
         if self.is_flushing() && (is_full || self.is_ahead_of_flush()) {
-            self.storage.memory.hold_up(shard);
+            self.storage.memory.hold_up(shard, has_applied);
             return false;
         }
         if is_full {
