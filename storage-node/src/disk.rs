@@ -89,6 +89,9 @@ pub struct Disk {
     /// The waiters for that group to be durable.
     waiting: Vec<mpsc::Sender<()>>,
     view: Arc<StateView>,
+    /// The table of the flush in flight, and one that was flushed and is not freed yet.
+    flushing: Option<Arc<SealedTable>>,
+    flushed: Option<Arc<SealedTable>>,
     sink: EventSink,
     reporter: FailureReporter,
     retry: ShortageRetry,
@@ -180,6 +183,8 @@ impl Disk {
             records: Vec::new(),
             waiting: Vec::new(),
             view: Arc::new(state.view()),
+            flushing: None,
+            flushed: None,
             sink,
             staging: Staging::new(state.clone(), reporter.clone()),
             damage_mark: found.damage_mark,
@@ -204,7 +209,21 @@ impl Disk {
         if let Some(view) = event.view {
             self.view = Arc::new(view);
         }
+        if matches!(event.event, Event::Ingested { .. }) {
+            self.flushed = self.flushing.take();
+        }
         event.event
+    }
+
+    /// Frees the table of a finished flush on another thread: a million records take some dozens of
+    /// milliseconds. The loop calls this after the state machine has handled the end of the flush.
+    pub fn free_flushed_table(&mut self) {
+        if let Some(table) = self.flushed.take() {
+            self.readers.run(move || {
+                drop(table);
+                Ok(())
+            });
+        }
     }
 
     // ---- the log -------------------------------------------------------------------------------
@@ -273,7 +292,13 @@ impl Disk {
 
     /// Writes a sealed table as sorted files: [`Event::FlushAdvanced`] and [`Event::Ingested`]
     /// follow.
-    pub fn flush(&self, flush: u64, table: Arc<SealedTable>, shards: Vec<(CopyNo, ShardState)>) {
+    pub fn flush(
+        &mut self,
+        flush: u64,
+        table: Arc<SealedTable>,
+        shards: Vec<(CopyNo, ShardState)>,
+    ) {
+        self.flushing = Some(table.clone());
         let sink = self.sink.clone();
         self.change("flush", Event::Ingested { flush }, move |state| {
             kill::point("flush.begun");

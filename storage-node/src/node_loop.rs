@@ -229,10 +229,10 @@ impl NodeLoop {
     }
 
     /// Does what is due by the clock, and lets the state machine draw the consequences of all that
-    /// was handled since the last turn.
+    /// was handled since the last turn, and of the ends of connections that break meanwhile.
     fn end_turn(&mut self) {
         self.on_time();
-        self.handle(Event::TurnEnded);
+        while self.handle(Event::TurnEnded) || self.stop_if_left() {}
         self.rooms.clear();
     }
 
@@ -266,9 +266,6 @@ impl NodeLoop {
         if let Some(exit) = self.exit.take() {
             return Some(LoopEnd::Exit(exit));
         }
-        if std::mem::take(&mut self.left) {
-            self.stop();
-        }
         let until = self.stopping?;
         if self.syncing.is_empty() {
             return Some(LoopEnd::Stopped);
@@ -290,7 +287,7 @@ impl NodeLoop {
                         self.forget(conn, &outbox);
                     }
                 }
-                None => self.handle(event),
+                None => drop(self.handle(event)),
             },
             LoopMessage::ShardsListed => self.catch_up.note_listed(),
             LoopMessage::Disk(event) => {
@@ -299,6 +296,7 @@ impl NodeLoop {
                     self.on_durable(group);
                 }
                 self.handle(event);
+                self.disk.free_flushed_table();
             }
             LoopMessage::Received(event, room) => {
                 self.rooms.push(room);
@@ -331,7 +329,8 @@ impl NodeLoop {
         | Event::FromFollower { conn, .. }
         | Event::FromPrimary { conn, .. }) = &event
         else {
-            return self.handle(event);
+            self.handle(event);
+            return;
         };
         if !self.outboxes.is_open(*conn) {
             return;
@@ -345,10 +344,10 @@ impl NodeLoop {
     }
 
     /// Hands an event to the state machine and performs its effects, then the same for each
-    /// connection that broke meanwhile.
-    fn handle(&mut self, event: Event) {
+    /// connection that broke meanwhile. Returns whether there was one.
+    fn handle(&mut self, event: Event) -> bool {
         self.catch_up.note(&event);
-        let mut next = Some(event);
+        let (mut next, mut has_broken) = (Some(event), false);
         while let Some(event) = next.filter(|_| self.exit.is_none()) {
             let mut effects = std::mem::take(&mut self.effects);
             self.node.handle(self.now, event, &mut effects);
@@ -360,7 +359,9 @@ impl NodeLoop {
                 self.arrivals.forget(conn);
                 outbox.closing(conn)
             });
+            has_broken |= next.is_some();
         }
+        has_broken
     }
 
     fn perform(&mut self, effect: Effect) {
@@ -480,14 +481,19 @@ impl NodeLoop {
         }
     }
 
-    /// Closes the gateways' connections; groups in flight are awaited.
-    fn stop(&mut self) {
+    /// Once the state machine has left: closes the gateways' connections. Groups in flight are
+    /// awaited. Returns whether it was the moment.
+    fn stop_if_left(&mut self) -> bool {
+        if !std::mem::take(&mut self.left) {
+            return false;
+        }
         self.stopping = Some(self.now.plus_ms(STOP_WITHIN_MS));
         for conn in self.outboxes.gateways() {
             if let Some(outbox) = self.outboxes.remove(conn) {
                 self.forget(conn, &outbox);
             }
         }
+        true
     }
 }
 
