@@ -27,7 +27,7 @@ mod snapshot;
 pub use common::{shard_of, slots_of};
 pub use control::query_of;
 pub use invalid::Invalid;
-pub use merged::Merged;
+pub use merged::{Merged, REPLIES_BYTES};
 pub use open::{AcceptedOpen, OpenError, VERSION, VERSION_OLDEST};
 pub use snapshot::{CHUNK_BYTES_MAX, SnapshotDecoder, SnapshotEncoder, SnapshotEvent};
 

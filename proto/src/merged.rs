@@ -9,6 +9,11 @@ use std::task::{Context, Poll};
 use prost::Message;
 use tokio_stream::Stream;
 
+/// A message to a gateway has as many replies as are ready, until it is as large as this.
+///
+/// The largest reply fits beside them: it has the values of the largest message of reads.
+pub const REPLIES_BYTES: usize = 1 << 20;
+
 /// A stream of lists: each has all items that the inner stream had ready, in their order.
 #[derive(Debug)]
 pub struct Merged<S> {
@@ -49,8 +54,25 @@ impl<S: Stream<Item: Message> + Unpin> Stream for Merged<S> {
 mod tests {
     use tokio_stream::StreamExt;
 
+    use engine::batcher::BatchSizes;
+    use engine::ids::TimeMs;
+    use engine::message::{NodeReply, ReadResult};
+
     use super::*;
-    use crate::wire::Slots;
+    use crate::MESSAGE_BYTES_MAX;
+    use crate::wire::{Slots, ToGateway};
+
+    /// A message of reads is closed at this many bytes of names, each of at least one byte in a
+    /// namespace of one, by a request of at most 100,000 keys.
+    #[test]
+    fn the_largest_reply_fits_beside_others() {
+        let keys = BatchSizes::default().read_message_bytes / b"n\0k".len() + 100_000;
+        let values = vec![i128::MIN; keys];
+        let found = ReadResult { values, staleness_us: u64::MAX, time: TimeMs(u64::MAX) };
+        let reply = ToGateway::from(NodeReply::Read { id: u64::MAX, result: Ok(found) });
+        let bytes = REPLIES_BYTES + reply.encoded_len();
+        assert!(bytes <= MESSAGE_BYTES_MAX, "{bytes}");
+    }
 
     #[tokio::test]
     async fn what_is_ready_is_one_list_up_to_the_limit() {

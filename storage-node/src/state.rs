@@ -36,12 +36,6 @@ use crate::expiry_filter::{ExpiredBuckets, ExpiryFilter};
 use crate::folders::make_durably;
 use crate::kill;
 
-/// The number of times that a flush of a large table reports its progress.
-const FLUSH_PARTS: usize = 64;
-/// The least number of rows of such a part: they take some milliseconds.
-const FLUSH_PART_MIN: usize = 4_096;
-/// The wait for each file of level 0 beyond the limit, in each part of a flush.
-const EXCESS_WAIT: Duration = Duration::from_millis(5);
 const LEVEL0_FILES: &CStr = c"rocksdb.num-files-at-level0";
 
 /// The limits of the state.
@@ -59,6 +53,12 @@ pub struct StateSettings {
     pub level0_files_compacted: i32,
     /// The number of files of level 0 beyond which flushes are slowed down.
     pub level0_files_slow: u64,
+    /// The wait for each of these files, in each part of a flush; 100 of them count at most.
+    pub level0_file_wait: Duration,
+    /// The number of parts of a flush of a large table. Each one reports its progress.
+    pub flush_parts: usize,
+    /// The least number of rows of such a part; 4,096 take some milliseconds.
+    pub flush_part_rows_min: usize,
 }
 
 impl Default for StateSettings {
@@ -69,6 +69,9 @@ impl Default for StateSettings {
             file_bytes: 64 << 20,
             level0_files_compacted: 8,
             level0_files_slow: 24,
+            level0_file_wait: Duration::from_millis(5),
+            flush_parts: 64,
+            flush_part_rows_min: 4_096,
         }
     }
 }
@@ -148,7 +151,8 @@ impl StateStore {
         advanced: impl Fn(usize),
     ) -> Result<(), DiskError> {
         let mut files = SortedFiles::new(self);
-        let (mut written, part) = (0, (table.len() / FLUSH_PARTS).max(FLUSH_PART_MIN));
+        let StateSettings { flush_parts, flush_part_rows_min, .. } = self.settings;
+        let (mut written, part) = (0, (table.len() / flush_parts).max(flush_part_rows_min));
         layout::rows(table, shards, |key, change| {
             written += 1;
             if written % part == 0 {
@@ -169,7 +173,8 @@ impl StateStore {
         let files = self.db.property_int_value(LEVEL0_FILES)?.unwrap_or(0);
         let excess = files.saturating_sub(self.settings.level0_files_slow);
         if excess > 0 {
-            thread::sleep(EXCESS_WAIT * u32::try_from(excess).unwrap_or(u32::MAX).min(100));
+            let files = u32::try_from(excess).unwrap_or(u32::MAX).min(100);
+            thread::sleep(self.settings.level0_file_wait * files);
         }
         Ok(())
     }

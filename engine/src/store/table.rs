@@ -454,8 +454,8 @@ impl SealedTable {
 
     /// All counters, in the order of the state's keys: by slot, then by name.
     pub fn sorted(&self) -> Sorted<'_> {
-        let mut words: Vec<Word> =
-            self.table.words.iter().filter(|&&word| word != 0).map(|&word| Word(word)).collect();
+        let mut words = Vec::with_capacity(self.table.len);
+        words.extend(self.table.words.iter().filter(|&&word| word != 0).map(|&word| Word(word)));
         // The tags begin with the slot, so what is left is to sort within slots.
         words.sort_unstable();
         Sorted { table: &self.table, words, next: 0, of_slot: Vec::new() }

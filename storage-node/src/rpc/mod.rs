@@ -42,10 +42,6 @@ const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The time-out of a query. The loop answers within microseconds.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A message to a gateway has as many replies as are ready, until it is as large as this. The
-/// largest reply fits beside them.
-const REPLY_BYTES: usize = 1 << 20;
-
 /// The size up to which a message arrives in one HTTP/2 frame, and so in one read. The default of
 /// 16 KiB splits the frames of a busy gateway.
 const HTTP2_FRAME_BYTES: u32 = 1 << 20;
@@ -134,7 +130,7 @@ impl Gateway for Services {
             inbox.send_event(Event::GatewayGone { conn });
         }));
         let replies = ReceiverStream::new(replies).map(wire::Reply::from);
-        let replies = Merged::new(replies, REPLY_BYTES).map(|replies| Ok(replies.into()));
+        let replies = Merged::new(replies, proto::REPLIES_BYTES).map(|replies| Ok(replies.into()));
         Ok(Response::new(Box::pin(replies.chain(ReceiverStream::new(refusal).map(Err)))))
     }
 }
