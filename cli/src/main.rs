@@ -158,6 +158,11 @@ fn start<O: clap::Args>(
     let name = parsed.role().get_one::<String>("name").expect("every role has one");
     let _written = telemetry::logs(parsed.role_name(), name, role.log);
     warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    // Without a thread of its own the allocator returns memory only while it is used: an idle
+    // process would keep what its busiest minute has freed.
+    if let Err(error) = tikv_jemalloc_ctl::background_thread::write(true) {
+        tracing::warn!(%error, "the allocator has no background thread, memory is returned late");
+    }
     run(role.options).into()
 }
 
