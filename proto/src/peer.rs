@@ -3,48 +3,38 @@
 use bytes::Bytes;
 use engine::codec::Reader;
 use engine::entry::Entry;
-use engine::ids::{CopyNo, Epoch, Seq, ShardId, TimeMs};
+use engine::ids::{CopyNo, Epoch, TimeMs};
 use engine::message::{FromFollower, Reject, Slice, SnapshotOutcome, ToFollower};
 
 use crate::Invalid;
-use crate::common::{all, boot_of, each, position_of, shard_of, shards_of, slots_of};
+use crate::common::{WireField, from_wire, into_wire};
 use crate::wire::{self, from_follower, reject, snapshot_outcome, to_follower};
 
 impl From<ToFollower> for wire::ToFollower {
     fn from(from: ToFollower) -> Self {
         use to_follower::Kind;
         let kind = match from {
-            ToFollower::Hello { from, to } => {
-                Kind::Hello(wire::Hello { from: Some(from.into()), to: Some(to.into()) })
-            }
+            ToFollower::Hello { from, to } => Kind::Hello(into_wire!(wire::Hello { from, to })),
             ToFollower::Append { n, slices } => {
-                Kind::Append(wire::Append { n, slices: each(slices) })
+                Kind::Append(into_wire!(wire::Append { n, slices }))
             }
             ToFollower::Heartbeat { sent, commits } => {
-                Kind::Heartbeat(wire::Heartbeat { sent, commits: each(commits) })
+                Kind::Heartbeat(into_wire!(wire::Heartbeat { sent, commits }))
             }
             ToFollower::ReadIndex { round, shards } => {
-                Kind::ReadIndex(wire::ReadIndexRequest { round, shards: each(shards) })
+                Kind::ReadIndex(into_wire!(wire::ReadIndexRequest { round, shards }))
             }
-            ToFollower::Proof { request, proven, refused } => Kind::Proof(wire::Proof {
-                request,
-                proven: each(proven),
-                refused: refused.into_iter().map(|shard| u32::from(shard.0)).collect(),
-            }),
+            ToFollower::Proof { request, proven, refused } => {
+                Kind::Proof(into_wire!(wire::Proof { request, proven, refused }))
+            }
             ToFollower::Snapshot { transfer, shard, epoch, copy, bytes } => {
-                Kind::Snapshot(wire::SnapshotNotice {
-                    transfer,
-                    shard: u32::from(shard.0),
-                    epoch: epoch.0,
-                    copy: copy.0,
-                    bytes,
-                })
+                let notice =
+                    into_wire!(wire::SnapshotNotice { transfer, shard, epoch, copy, bytes });
+                Kind::Snapshot(notice)
             }
-            ToFollower::Damaged { epoch, copy, point } => Kind::Damaged(wire::Damaged {
-                epoch: epoch.0,
-                copy: copy.0,
-                point: Some(point.into()),
-            }),
+            ToFollower::Damaged { epoch, copy, point } => {
+                Kind::Damaged(into_wire!(wire::Damaged { epoch, copy, point }))
+            }
         };
         Self { kind: Some(kind) }
     }
@@ -57,72 +47,46 @@ impl TryFrom<wire::ToFollower> for ToFollower {
         use to_follower::Kind;
         Ok(match from.kind.ok_or(Invalid::Missing("to_follower.kind"))? {
             Kind::Open(_) => return Err(Invalid::Open),
-            Kind::Hello(hello) => Self::Hello {
-                from: boot_of("hello.from", hello.from)?,
-                to: boot_of("hello.to", hello.to)?,
-            },
-            Kind::Append(append) => Self::Append { n: append.n, slices: all(append.slices)? },
-            Kind::Heartbeat(beat) => {
-                Self::Heartbeat { sent: beat.sent, commits: all(beat.commits)? }
+            Kind::Hello(hello) => from_wire!(hello => Self::Hello { from, to }),
+            Kind::Append(append) => from_wire!(append => Self::Append { n, slices }),
+            Kind::Heartbeat(beat) => from_wire!(beat => Self::Heartbeat { sent, commits }),
+            Kind::ReadIndex(request) => from_wire!(request => Self::ReadIndex { round, shards }),
+            Kind::Proof(proof) => from_wire!(proof => Self::Proof { request, proven, refused }),
+            Kind::Snapshot(notice) => {
+                from_wire!(notice => Self::Snapshot { transfer, shard, epoch, copy, bytes })
             }
-            Kind::ReadIndex(request) => {
-                Self::ReadIndex { round: request.round, shards: all(request.shards)? }
-            }
-            Kind::Proof(proof) => Self::Proof {
-                request: proof.request,
-                proven: all(proof.proven)?,
-                refused: shards_of(proof.refused)?,
-            },
-            Kind::Snapshot(notice) => Self::Snapshot {
-                transfer: notice.transfer,
-                shard: shard_of(notice.shard)?,
-                epoch: Epoch(notice.epoch),
-                copy: CopyNo(notice.copy),
-                bytes: notice.bytes,
-            },
-            Kind::Damaged(damaged) => Self::Damaged {
-                epoch: Epoch(damaged.epoch),
-                copy: CopyNo(damaged.copy),
-                point: damaged.point.ok_or(Invalid::Missing("damaged.point"))?.try_into()?,
-            },
+            Kind::Damaged(damaged) => from_wire!(damaged => Self::Damaged { epoch, copy, point }),
         })
     }
 }
 
-impl From<Slice> for wire::Slice {
-    fn from(from: Slice) -> Self {
-        let mut entries = Vec::with_capacity(from.entries.iter().map(|e| e.size() + 65).sum());
-        for entry in &from.entries {
-            entry.encode(&mut entries);
-        }
-        Self {
-            shard: u32::from(from.shard.0),
-            slots: Some(from.slots.into()),
-            epoch: from.epoch.0,
-            copy: from.copy.0,
-            prev: Some(from.prev.into()),
-            commit: from.commit.0,
-            resume: from.resume,
-            entries: entries.into(),
-        }
+impl WireField<wire::Slice> for Slice {
+    fn into_wire(self) -> wire::Slice {
+        let Self { shard, slots, epoch, copy, prev, commit, resume, entries } = self;
+        let entries = entries_out(&entries);
+        into_wire!(wire::Slice { shard, slots, epoch, copy, prev, commit, resume, entries })
+    }
+
+    fn from_wire(_: &'static str, slice: wire::Slice) -> Result<Self, Invalid> {
+        Ok(from_wire!(slice => Self {
+            shard,
+            slots: WireField::from_wire("slots", slice.slots)?,
+            epoch,
+            copy,
+            prev,
+            commit,
+            resume,
+            entries: entries_in(slice.entries)?,
+        }))
     }
 }
 
-impl TryFrom<wire::Slice> for Slice {
-    type Error = Invalid;
-
-    fn try_from(from: wire::Slice) -> Result<Self, Invalid> {
-        Ok(Self {
-            shard: shard_of(from.shard)?,
-            slots: slots_of(from.slots)?,
-            epoch: Epoch(from.epoch),
-            copy: CopyNo(from.copy),
-            prev: position_of("slice.prev", from.prev)?,
-            commit: Seq(from.commit),
-            resume: from.resume,
-            entries: entries_in(from.entries)?,
-        })
+fn entries_out(entries: &[Entry]) -> Bytes {
+    let mut out = Vec::with_capacity(entries.iter().map(|entry| entry.size() + 65).sum());
+    for entry in entries {
+        entry.encode(&mut out);
     }
+    out.into()
 }
 
 fn entries_in(bytes: Bytes) -> Result<Vec<Entry>, Invalid> {
@@ -134,67 +98,32 @@ fn entries_in(bytes: Bytes) -> Result<Vec<Entry>, Invalid> {
     Ok(entries)
 }
 
-impl From<(ShardId, Epoch, Seq)> for wire::Commit {
-    fn from((shard, epoch, seq): (ShardId, Epoch, Seq)) -> Self {
-        Self { shard: u32::from(shard.0), epoch: epoch.0, seq: seq.0 }
-    }
-}
-
-impl TryFrom<wire::Commit> for (ShardId, Epoch, Seq) {
-    type Error = Invalid;
-
-    fn try_from(from: wire::Commit) -> Result<Self, Invalid> {
-        Ok((shard_of(from.shard)?, Epoch(from.epoch), Seq(from.seq)))
-    }
-}
-
-impl From<(ShardId, CopyNo)> for wire::ShardCopy {
-    fn from((shard, copy): (ShardId, CopyNo)) -> Self {
-        Self { shard: u32::from(shard.0), copy: copy.0 }
-    }
-}
-
-impl TryFrom<wire::ShardCopy> for (ShardId, CopyNo) {
-    type Error = Invalid;
-
-    fn try_from(from: wire::ShardCopy) -> Result<Self, Invalid> {
-        Ok((shard_of(from.shard)?, CopyNo(from.copy)))
-    }
-}
-
 impl From<FromFollower> for wire::FromFollower {
     fn from(from: FromFollower) -> Self {
         use from_follower::Kind;
         let kind = match from {
             FromFollower::Welcome { from, copies } => {
-                Kind::Welcome(wire::Welcome { from: Some(from.into()), copies: each(copies) })
+                Kind::Welcome(into_wire!(wire::Welcome { from, copies }))
             }
-            FromFollower::Copy { shard, copy } => Kind::Copy((shard, copy).into()),
+            FromFollower::Copy { shard, copy } => {
+                Kind::Copy(into_wire!(wire::ShardCopy { shard, copy }))
+            }
             FromFollower::Ack { n } => Kind::Ack(wire::Ack { n }),
-            FromFollower::Reject { n, shard, reason } => Kind::Reject(wire::Reject {
-                n,
-                shard: u32::from(shard.0),
-                reason: Some(reason.into()),
-            }),
+            FromFollower::Reject { n, shard, reason } => {
+                Kind::Reject(into_wire!(wire::Reject { n, shard, reason }))
+            }
             FromFollower::Alive { sent, fsync_age_ms, full, room_bytes, wall, digests } => {
-                let (digests, wall_ms) = (each(digests), wall.0);
+                let (digests, wall_ms) = (digests.into_wire(), wall.0);
                 Kind::Alive(wire::Alive { sent, fsync_age_ms, full, room_bytes, digests, wall_ms })
             }
             FromFollower::ReadIndex { round, newer } => {
-                Kind::ReadIndex(wire::ReadIndexReply { round, newer: each(newer) })
+                Kind::ReadIndex(into_wire!(wire::ReadIndexReply { round, newer }))
             }
             FromFollower::ProofRequest { request, shards } => {
-                Kind::ProofRequest(wire::ProofRequest {
-                    request,
-                    shards: shards.into_iter().map(|shard| u32::from(shard.0)).collect(),
-                })
+                Kind::ProofRequest(into_wire!(wire::ProofRequest { request, shards }))
             }
             FromFollower::Snapshot { transfer, shard, outcome } => {
-                Kind::Snapshot(wire::SnapshotOutcome {
-                    transfer,
-                    shard: u32::from(shard.0),
-                    outcome: Some(outcome.into()),
-                })
+                Kind::Snapshot(into_wire!(wire::SnapshotOutcome { transfer, shard, outcome }))
             }
         };
         Self { kind: Some(kind) }
@@ -207,95 +136,69 @@ impl TryFrom<wire::FromFollower> for FromFollower {
     fn try_from(from: wire::FromFollower) -> Result<Self, Invalid> {
         use from_follower::Kind;
         Ok(match from.kind.ok_or(Invalid::Missing("from_follower.kind"))? {
-            Kind::Welcome(welcome) => Self::Welcome {
-                from: boot_of("welcome.from", welcome.from)?,
-                copies: all(welcome.copies)?,
-            },
-            Kind::Copy(copy) => {
-                let (shard, copy) = copy.try_into()?;
-                Self::Copy { shard, copy }
-            }
+            Kind::Welcome(welcome) => from_wire!(welcome => Self::Welcome { from, copies }),
+            Kind::Copy(copied) => from_wire!(copied => Self::Copy { shard, copy }),
             Kind::Ack(ack) => Self::Ack { n: ack.n },
-            Kind::Reject(reject) => Self::Reject {
-                n: reject.n,
-                shard: shard_of(reject.shard)?,
-                reason: reject.reason.ok_or(Invalid::Missing("reject.reason"))?.try_into()?,
-            },
-            Kind::Alive(alive) => Self::Alive {
-                sent: alive.sent,
-                fsync_age_ms: alive.fsync_age_ms,
-                full: alive.full,
-                wall: TimeMs(alive.wall_ms),
-                room_bytes: alive.room_bytes,
-                digests: all(alive.digests)?,
-            },
-            Kind::ReadIndex(reply) => {
-                Self::ReadIndex { round: reply.round, newer: all(reply.newer)? }
-            }
+            Kind::Reject(reject) => from_wire!(reject => Self::Reject { n, shard, reason }),
+            Kind::Alive(alive) => from_wire!(alive => Self::Alive {
+                sent, fsync_age_ms, full, wall: TimeMs(alive.wall_ms), room_bytes, digests
+            }),
+            Kind::ReadIndex(reply) => from_wire!(reply => Self::ReadIndex { round, newer }),
             Kind::ProofRequest(proof) => {
-                Self::ProofRequest { request: proof.request, shards: shards_of(proof.shards)? }
+                from_wire!(proof => Self::ProofRequest { request, shards })
             }
-            Kind::Snapshot(report) => Self::Snapshot {
-                transfer: report.transfer,
-                shard: shard_of(report.shard)?,
-                outcome: report.outcome.ok_or(Invalid::Missing("snapshot.outcome"))?.into(),
-            },
+            Kind::Snapshot(snapshot) => {
+                from_wire!(snapshot => Self::Snapshot { transfer, shard, outcome })
+            }
         })
     }
 }
 
-impl From<SnapshotOutcome> for snapshot_outcome::Outcome {
-    fn from(from: SnapshotOutcome) -> Self {
+impl WireField<snapshot_outcome::Outcome> for SnapshotOutcome {
+    fn into_wire(self) -> snapshot_outcome::Outcome {
+        use snapshot_outcome::Outcome;
         let empty = wire::Empty {};
-        match from {
-            SnapshotOutcome::Accepted => Self::Accepted(empty),
-            SnapshotOutcome::NoSpace => Self::NoSpace(empty),
-            SnapshotOutcome::Installed => Self::Installed(empty),
-            SnapshotOutcome::NotInstalled => Self::NotInstalled(empty),
+        match self {
+            Self::Accepted => Outcome::Accepted(empty),
+            Self::NoSpace => Outcome::NoSpace(empty),
+            Self::Installed => Outcome::Installed(empty),
+            Self::NotInstalled => Outcome::NotInstalled(empty),
         }
     }
-}
 
-impl From<snapshot_outcome::Outcome> for SnapshotOutcome {
-    fn from(from: snapshot_outcome::Outcome) -> Self {
+    fn from_wire(_: &'static str, from: snapshot_outcome::Outcome) -> Result<Self, Invalid> {
         use snapshot_outcome::Outcome;
-        match from {
+        Ok(match from {
             Outcome::Accepted(_) => Self::Accepted,
             Outcome::NoSpace(_) => Self::NoSpace,
             Outcome::Installed(_) => Self::Installed,
             Outcome::NotInstalled(_) => Self::NotInstalled,
-        }
+        })
     }
 }
 
-impl From<Reject> for reject::Reason {
-    fn from(from: Reject) -> Self {
-        match from {
-            Reject::StaleEpoch { promised } => Self::StaleEpoch(promised.0),
-            Reject::Mismatch { ends, applied } => Self::Mismatch(wire::Mismatch {
-                ends: ends.into_iter().map(Into::into).collect(),
-                applied: Some(applied.into()),
-            }),
-            Reject::WrongCopy { copy } => Self::WrongCopy(copy.0),
-            Reject::Stopped => Self::Stopped(wire::Empty {}),
-            Reject::NoSpace => Self::NoSpace(wire::Empty {}),
+impl WireField<reject::Reason> for Reject {
+    fn into_wire(self) -> reject::Reason {
+        use reject::Reason;
+        match self {
+            Self::StaleEpoch { promised } => Reason::StaleEpoch(promised.0),
+            Self::Mismatch { ends, applied } => {
+                Reason::Mismatch(into_wire!(wire::Mismatch { ends, applied }))
+            }
+            Self::WrongCopy { copy } => Reason::WrongCopy(copy.0),
+            Self::Stopped => Reason::Stopped(wire::Empty {}),
+            Self::NoSpace => Reason::NoSpace(wire::Empty {}),
         }
     }
-}
 
-impl TryFrom<reject::Reason> for Reject {
-    type Error = Invalid;
-
-    fn try_from(from: reject::Reason) -> Result<Self, Invalid> {
+    fn from_wire(_: &'static str, from: reject::Reason) -> Result<Self, Invalid> {
+        use reject::Reason;
         Ok(match from {
-            reject::Reason::StaleEpoch(promised) => Self::StaleEpoch { promised: Epoch(promised) },
-            reject::Reason::Mismatch(mismatch) => Self::Mismatch {
-                ends: mismatch.ends.into_iter().map(Into::into).collect(),
-                applied: position_of("mismatch.applied", mismatch.applied)?,
-            },
-            reject::Reason::WrongCopy(copy) => Self::WrongCopy { copy: CopyNo(copy) },
-            reject::Reason::Stopped(_) => Self::Stopped,
-            reject::Reason::NoSpace(_) => Self::NoSpace,
+            Reason::StaleEpoch(promised) => Self::StaleEpoch { promised: Epoch(promised) },
+            Reason::Mismatch(mismatch) => from_wire!(mismatch => Self::Mismatch { ends, applied }),
+            Reason::WrongCopy(copy) => Self::WrongCopy { copy: CopyNo(copy) },
+            Reason::Stopped(_) => Self::Stopped,
+            Reason::NoSpace(_) => Self::NoSpace,
         })
     }
 }
