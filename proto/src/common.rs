@@ -22,7 +22,7 @@ pub(crate) trait WireField<W>: Sized {
 /// Makes a message from the variables that have the names of its fields.
 macro_rules! into_wire {
     ($($message:ident)::+ { $($field:ident),* }) => {
-        $($message)::+ { $($field: $crate::common::WireField::into_wire($field)),* }
+        $($message)::+ { $($field: WireField::into_wire($field)),* }
     };
 }
 pub(crate) use into_wire;
@@ -31,15 +31,73 @@ pub(crate) use into_wire;
 /// value are converted from the fields of the message, and an error names `message.field`.
 macro_rules! from_wire {
     ($message:ident => $($type:ident)::+ { $($field:ident $(: $value:expr)?),* $(,)? }) => {
-        $($type)::+ { $($field: from_wire!(@field $message $field $($value)?)),* }
+        $($type)::+ { $($field: $crate::common::from_wire!(@field $message $field $($value)?)),* }
     };
     (@field $message:ident $field:ident) => {{
         let name = concat!(stringify!($message), ".", stringify!($field));
-        $crate::common::WireField::from_wire(name, $message.$field)?
+        WireField::from_wire(name, $message.$field)?
     }};
     (@field $message:ident $field:ident $value:expr) => { $value };
 }
 pub(crate) use from_wire;
+
+/// Implements [`WireField`] for a `oneof`. Its kinds have the names of the engine's variants: a
+/// `message` has the fields of its variant, and those that are `empty` have none. The kinds that
+/// are neither have arms of their own, in which `Kind` is the `oneof`.
+macro_rules! oneof {
+    (
+        $value:ident = $($kind:ident)::+;
+        $(message $name:ident($variable:ident: $($message:ident)::+) { $($field:ident),* };)*
+        $(empty $($empty:ident),+;)?
+        $(into_wire { $($into_wire:tt)* })?
+        $(from_wire { $($from_wire:tt)* })?
+    ) => {
+        impl WireField<$($kind)::+> for $value {
+            fn into_wire(self) -> $($kind)::+ {
+                type Kind = $($kind)::+;
+                match self {
+                    $($($into_wire)*)?
+                    $($(Self::$empty => Kind::$empty(wire::Empty {}),)+)?
+                    $(Self::$name { $($field),* } => {
+                        Kind::$name($crate::common::into_wire!($($message)::+ { $($field),* }))
+                    })*
+                }
+            }
+
+            fn from_wire(_: &'static str, from: $($kind)::+) -> Result<Self, Invalid> {
+                type Kind = $($kind)::+;
+                Ok(match from {
+                    $($($from_wire)*)?
+                    $($(Kind::$empty(_) => Self::$empty,)+)?
+                    $(Kind::$name($variable) => {
+                        $crate::common::from_wire!($variable => Self::$name { $($field),* })
+                    })*
+                })
+            }
+        }
+    };
+}
+pub(crate) use oneof;
+
+/// Implements both conversions of a message that is a `oneof`, which has this name in errors.
+macro_rules! message_of_kind {
+    ($value:ident = $message:ty, $name:literal) => {
+        impl From<$value> for $message {
+            fn from(from: $value) -> Self {
+                Self { kind: from.into_wire() }
+            }
+        }
+
+        impl TryFrom<$message> for $value {
+            type Error = Invalid;
+
+            fn try_from(from: $message) -> Result<Self, Invalid> {
+                WireField::from_wire($name, from.kind)
+            }
+        }
+    };
+}
+pub(crate) use message_of_kind;
 
 /// A list, up to the first element that is invalid.
 impl<T: WireField<W>, W> WireField<Vec<W>> for Vec<T> {

@@ -7,83 +7,63 @@ use engine::message::{
 };
 
 use crate::Invalid;
-use crate::common::{WireField, from_wire, into_wire};
+use crate::common::{WireField, from_wire, into_wire, message_of_kind, oneof};
 use crate::wire::{self, node_query, node_query_reply};
 
 impl wire::NodeQuery {
     /// The request for a query, from a process of `cluster`.
     pub fn new(cluster: u128, query: NodeQuery) -> Self {
-        use node_query::Kind;
-        let kind = match query {
-            NodeQuery::Probe { to } => Kind::Probe(to.into()),
-            NodeQuery::Gather { shards } => Kind::Gather(into_wire!(wire::Gather { shards })),
-            NodeQuery::StepDown { shard, epoch } => {
-                Kind::StepDown(into_wire!(wire::StepDown { shard, epoch }))
-            }
-            NodeQuery::Status => Kind::Status(wire::Empty {}),
-            NodeQuery::Scrub { shards, bytes_per_s } => {
-                Kind::Scrub(into_wire!(wire::Scrub { shards, bytes_per_s }))
-            }
-        };
-        Self { open: Some(wire::Open::new(cluster, 0)), kind: Some(kind) }
+        Self { open: Some(wire::Open::new(cluster, 0)), kind: query.into_wire() }
     }
 }
 
 /// Converts a request. Its `open` is not checked here: the server accepts it first.
 pub fn query_of(from: wire::NodeQuery) -> Result<NodeQuery, Invalid> {
-    use node_query::Kind;
-    Ok(match from.kind.ok_or(Invalid::Missing("node_query.kind"))? {
-        Kind::Probe(to) => NodeQuery::Probe { to: to.into() },
-        Kind::Gather(gather) => from_wire!(gather => NodeQuery::Gather { shards }),
-        Kind::StepDown(step) => from_wire!(step => NodeQuery::StepDown { shard, epoch }),
-        Kind::Status(_) => NodeQuery::Status,
-        Kind::Scrub(scrub) => from_wire!(scrub => NodeQuery::Scrub { shards, bytes_per_s }),
-    })
+    WireField::from_wire("node_query.kind", from.kind)
 }
 
-impl From<NodeQueryReply> for wire::NodeQueryReply {
-    fn from(from: NodeQueryReply) -> Self {
-        use node_query_reply::Kind;
-        let kind = match from {
-            NodeQueryReply::Probe { from, fsync_age_ms } => {
-                Kind::Probe(into_wire!(wire::ProbeReply { from, fsync_age_ms }))
-            }
-            NodeQueryReply::Gather { from, ends } => {
-                Kind::Gather(into_wire!(wire::GatherReply { from, ends }))
-            }
-            NodeQueryReply::StepDown { shard, end } => {
-                let end = end.map(WireField::into_wire);
-                Kind::StepDown(wire::StepDownReply { shard: shard.into_wire(), end })
-            }
-            NodeQueryReply::Status { from, replicas, scrub, full } => {
-                Kind::Status(into_wire!(wire::StatusReply { from, replicas, scrub, full }))
-            }
-            NodeQueryReply::Scrub { from } => Kind::Scrub(from.into()),
-        };
-        Self { kind: Some(kind) }
+oneof! {
+    NodeQuery = node_query::Kind;
+    message Gather(gather: wire::Gather) { shards };
+    message StepDown(step: wire::StepDown) { shard, epoch };
+    message Scrub(scrub: wire::Scrub) { shards, bytes_per_s };
+    empty Status;
+    into_wire {
+        Self::Probe { to } => Kind::Probe(to.into()),
+    }
+    from_wire {
+        Kind::Probe(to) => Self::Probe { to: to.into() },
     }
 }
 
-impl TryFrom<wire::NodeQueryReply> for NodeQueryReply {
-    type Error = Invalid;
+message_of_kind!(NodeQueryReply = wire::NodeQueryReply, "node_query_reply.kind");
 
-    fn try_from(from: wire::NodeQueryReply) -> Result<Self, Invalid> {
-        use node_query_reply::Kind;
-        Ok(match from.kind.ok_or(Invalid::Missing("node_query_reply.kind"))? {
-            Kind::Probe(probe) => from_wire!(probe => Self::Probe { from, fsync_age_ms }),
-            Kind::Gather(gather) => from_wire!(gather => Self::Gather { from, ends }),
-            Kind::StepDown(step) => from_wire!(step => Self::StepDown {
-                shard,
-                end: step.end.map(|end| WireField::from_wire("step.end", end)).transpose()?,
-            }),
-            Kind::Status(status) => from_wire!(status => Self::Status {
-                from,
-                replicas,
-                scrub: WireField::from_wire("status.scrub", status.scrub.unwrap_or_default())?,
-                full,
-            }),
-            Kind::Scrub(from) => Self::Scrub { from: from.into() },
-        })
+oneof! {
+    NodeQueryReply = node_query_reply::Kind;
+    message Probe(probe: wire::ProbeReply) { from, fsync_age_ms };
+    message Gather(gather: wire::GatherReply) { from, ends };
+    into_wire {
+        Self::StepDown { shard, end } => {
+            let end = end.map(WireField::into_wire);
+            Kind::StepDown(wire::StepDownReply { shard: shard.into_wire(), end })
+        }
+        Self::Status { from, replicas, scrub, full } => {
+            Kind::Status(into_wire!(wire::StatusReply { from, replicas, scrub, full }))
+        }
+        Self::Scrub { from } => Kind::Scrub(from.into()),
+    }
+    from_wire {
+        Kind::StepDown(step) => from_wire!(step => Self::StepDown {
+            shard,
+            end: step.end.map(|end| WireField::from_wire("step.end", end)).transpose()?,
+        }),
+        Kind::Status(status) => from_wire!(status => Self::Status {
+            from,
+            replicas,
+            scrub: WireField::from_wire("status.scrub", status.scrub.unwrap_or_default())?,
+            full,
+        }),
+        Kind::Scrub(from) => Self::Scrub { from: from.into() },
     }
 }
 

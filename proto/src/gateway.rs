@@ -12,7 +12,7 @@ use engine::shard::idempotency::TokenOutcome;
 use engine::shard_record::ShardRecord;
 
 use crate::Invalid;
-use crate::common::WireField;
+use crate::common::{WireField, message_of_kind, oneof};
 use crate::wire::{self, batch_reply, read_reply, refusal, reply, to_node};
 
 impl From<GatewayMessage> for wire::ToNode {
@@ -120,7 +120,7 @@ impl From<NodeReply> for wire::Reply {
                 let staleness_us = result.as_ref().map_or(0, |read| read.staleness_us);
                 let kind = match result {
                     Ok(read) => read_reply::Kind::Values(applied_out(&read.values, &[], read.time)),
-                    Err(refusal) => read_reply::Kind::Refused(refusal.into_wire()),
+                    Err(refusal) => read_reply::Kind::Refused(refusal.into()),
                 };
                 reply::Kind::Read(wire::ReadReply { id, kind: Some(kind), staleness_us })
             }
@@ -151,9 +151,7 @@ impl TryFrom<wire::Reply> for NodeReply {
                         let (values, _, time) = applied_in(values)?;
                         Ok(ReadResult { values, time, staleness_us: read.staleness_us })
                     }
-                    read_reply::Kind::Refused(refused) => {
-                        Err(WireField::from_wire("refusal", refused)?)
-                    }
+                    read_reply::Kind::Refused(refused) => Err(refused.try_into()?),
                 };
                 Ok(Self::Read { id: read.id, result })
             }
@@ -168,34 +166,21 @@ impl TryFrom<wire::Reply> for NodeReply {
     }
 }
 
-impl WireField<batch_reply::Kind> for BatchReply {
-    fn into_wire(self) -> batch_reply::Kind {
-        use batch_reply::Kind;
-        match self {
-            Self::Applied { values, tokens, time } => {
-                Kind::Applied(applied_out(&values, &tokens, time))
-            }
-            Self::AnsweredBefore => Kind::AnsweredBefore(wire::Empty {}),
-            Self::Malformed => Kind::Malformed(wire::Empty {}),
-            Self::NoEffect => Kind::NoEffect(wire::Empty {}),
-            Self::Expired => Kind::Expired(wire::Empty {}),
-            Self::Refused(refusal) => Kind::Refused(refusal.into_wire()),
+oneof! {
+    BatchReply = batch_reply::Kind;
+    empty AnsweredBefore, Malformed, NoEffect, Expired;
+    into_wire {
+        Self::Applied { values, tokens, time } => {
+            Kind::Applied(applied_out(&values, &tokens, time))
         }
+        Self::Refused(refusal) => Kind::Refused(refusal.into()),
     }
-
-    fn from_wire(_: &'static str, from: batch_reply::Kind) -> Result<Self, Invalid> {
-        use batch_reply::Kind;
-        Ok(match from {
-            Kind::Applied(applied) => {
-                let (values, tokens, time) = applied_in(applied)?;
-                Self::Applied { values, tokens, time }
-            }
-            Kind::AnsweredBefore(_) => Self::AnsweredBefore,
-            Kind::Malformed(_) => Self::Malformed,
-            Kind::NoEffect(_) => Self::NoEffect,
-            Kind::Expired(_) => Self::Expired,
-            Kind::Refused(refusal) => Self::Refused(WireField::from_wire("refusal", refusal)?),
-        })
+    from_wire {
+        Kind::Applied(applied) => {
+            let (values, tokens, time) = applied_in(applied)?;
+            Self::Applied { values, tokens, time }
+        }
+        Kind::Refused(refusal) => Self::Refused(refusal.try_into()?),
     }
 }
 
@@ -223,42 +208,23 @@ fn applied_in(applied: wire::Applied) -> Result<AppliedParts, Invalid> {
     Ok((values, tokens, TimeMs(applied.time_ms)))
 }
 
-impl WireField<wire::Refusal> for Refusal {
-    fn into_wire(self) -> wire::Refusal {
-        use refusal::Kind;
-        let empty = wire::Empty {};
-        let kind = match self {
-            Self::NotPrimary(record) => {
-                let record = record.map(|record| record.encode().into()).unwrap_or_default();
-                Kind::NotPrimary(wire::NotPrimary { record })
-            }
-            Self::NoSuchShard => Kind::NoSuchShard(empty),
-            Self::Frozen => Kind::Frozen(empty),
-            Self::Overloaded => Kind::Overloaded(empty),
-            Self::NoSpace => Kind::NoSpace(empty),
-            Self::TooLarge => Kind::TooLarge(empty),
-            Self::Damaged => Kind::Damaged(empty),
-            Self::Stale => Kind::Stale(empty),
-        };
-        wire::Refusal { kind: Some(kind) }
-    }
+message_of_kind!(Refusal = wire::Refusal, "refusal.kind");
 
-    fn from_wire(_: &'static str, from: wire::Refusal) -> Result<Self, Invalid> {
-        use refusal::Kind;
-        Ok(match from.kind.ok_or(Invalid::Missing("refusal.kind"))? {
-            Kind::NotPrimary(not) if not.record.is_empty() => Self::NotPrimary(None),
-            Kind::NotPrimary(not) => {
-                let record = ShardRecord::decode(&not.record)
-                    .map_err(|why| Invalid::Malformed { field: "not_primary.record", why })?;
-                Self::NotPrimary(Some(Box::new(record)))
-            }
-            Kind::NoSuchShard(_) => Self::NoSuchShard,
-            Kind::Frozen(_) => Self::Frozen,
-            Kind::Overloaded(_) => Self::Overloaded,
-            Kind::NoSpace(_) => Self::NoSpace,
-            Kind::TooLarge(_) => Self::TooLarge,
-            Kind::Damaged(_) => Self::Damaged,
-            Kind::Stale(_) => Self::Stale,
-        })
+oneof! {
+    Refusal = refusal::Kind;
+    empty NoSuchShard, Frozen, Overloaded, NoSpace, TooLarge, Damaged, Stale;
+    into_wire {
+        Self::NotPrimary(record) => {
+            let record = record.map(|record| record.encode().into()).unwrap_or_default();
+            Kind::NotPrimary(wire::NotPrimary { record })
+        }
+    }
+    from_wire {
+        Kind::NotPrimary(not) if not.record.is_empty() => Self::NotPrimary(None),
+        Kind::NotPrimary(not) => {
+            let record = ShardRecord::decode(&not.record)
+                .map_err(|why| Invalid::Malformed { field: "not_primary.record", why })?;
+            Self::NotPrimary(Some(Box::new(record)))
+        }
     }
 }
