@@ -185,11 +185,7 @@ impl Reader {
         Ok(count)
     }
 
-    /// Ends the reading.
-    ///
-    /// # Errors
-    ///
-    /// [`Malformed`] if bytes are left.
+    /// Ends the reading. Bytes that are left are an error.
     pub fn finish(self, what: &'static str) -> Result<(), Malformed> {
         if self.rest.is_empty() { Ok(()) } else { Err(Malformed(what)) }
     }

@@ -116,11 +116,8 @@ impl Entry {
         }
     }
 
-    /// Reads the fields. [`Entry::follows`] checks whether the entry belongs here.
-    ///
-    /// # Errors
-    ///
-    /// [`Malformed`] names the field that can't be read.
+    /// Reads the fields. The error names the field that can't be read. [`Entry::follows`] checks
+    /// whether the entry belongs here.
     pub fn decode(from: &mut Reader) -> Result<Self, Malformed> {
         let kind = from.u8("entry kind")?;
         // Unwritten bytes of a segment read as zeros.

@@ -185,10 +185,6 @@ pub fn encode(ops: &[Op]) -> Bytes {
 }
 
 /// Decodes the operations of a batch, in order. Names share memory with the payload.
-///
-/// # Errors
-///
-/// [`OpsError`], see the module.
 pub fn decode_batch(batch: &Batch) -> Result<Ops, OpsError> {
     decode(unpack(batch)?)
 }
@@ -218,10 +214,6 @@ fn unpack(batch: &Batch) -> Result<Bytes, OpsError> {
 }
 
 /// Decodes the operations of an unpacked payload.
-///
-/// # Errors
-///
-/// [`OpsError`], see the module.
 pub fn decode(payload: Bytes) -> Result<Ops, OpsError> {
     let mut from = Reader::new(payload);
     if from.u8("ops format")? != FORMAT {

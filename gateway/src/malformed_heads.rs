@@ -217,7 +217,7 @@ mod tests {
     }
 
     fn counters() -> Arc<GatewayMetrics> {
-        Arc::new(GatewayMetrics::new(
+        Arc::new(GatewayMetrics::register(
             &mut telemetry::prometheus_client::registry::Registry::default(),
         ))
     }

@@ -4,11 +4,10 @@ use std::sync::OnceLock;
 
 use engine::batcher::Counts;
 use engine::message::REFUSAL_LABELS;
-use telemetry::metric;
 use telemetry::prometheus_client::metrics::counter::Counter;
 use telemetry::prometheus_client::metrics::family::Family;
 use telemetry::prometheus_client::metrics::gauge::Gauge;
-use telemetry::prometheus_client::registry::Registry;
+use telemetry::{metric, metrics};
 
 use crate::request::Route;
 
@@ -44,67 +43,54 @@ impl Operation {
 
 type LabelPairs<const N: usize> = [(&'static str, String); N];
 
-/// The metrics of all workers together.
-pub(crate) struct GatewayMetrics {
-    requests: Family<LabelPairs<2>, Counter>,
-    /// The counters of `requests` by operation and status, each looked up once: a look-up in the
-    /// family takes a lock.
-    known: [[OnceLock<Counter>; STATUSES]; OPERATIONS.len()],
-    refusals: [Counter; REFUSAL_LABELS.len()],
-    batches: Counter,
-    sends: Counter,
-    ops: Counter,
-    ops_sent: Counter,
-    pub(crate) replays: Counter,
-    pub(crate) connections: Gauge<i64>,
-    pub(crate) shed: Counter,
-    pub(crate) without_primary: Gauge<i64>,
-}
-
 /// Statuses from 100 to 599.
 const STATUSES: usize = 500;
 
-impl GatewayMetrics {
-    pub(crate) fn new(registry: &mut Registry) -> Self {
-        let requests = metric(registry, "requests", "Answered requests, by operation and status");
-        let help = "Batches and reads that nodes refused, by reason";
-        let refused: Family<LabelPairs<1>, Counter> = metric(registry, "refusals", help);
-        Self {
-            requests,
-            connections: metric(registry, "connections", "Open client connections"),
-            without_primary: metric(
-                registry,
-                "gateway_shards_without_primary",
-                "Shards to whose primary this gateway has no connection",
-            ),
-            refusals: REFUSAL_LABELS
-                .map(|reason| refused.get_or_create(&[("reason", reason.to_owned())]).clone()),
-            known: std::array::from_fn(|_| std::array::from_fn(|_| OnceLock::new())),
-            batches: metric(registry, "batches", "Batches sealed"),
-            sends: metric(
-                registry,
-                "batch_sends",
-                "Sends of batches, including the first send of each",
-            ),
-            ops: metric(registry, "batched_ops", "Operations put into batches"),
-            ops_sent: metric(
-                registry,
-                "batched_ops_sent",
-                "Operations sent in batches, after adds to one key were merged",
-            ),
-            replays: metric(
-                registry,
-                "idempotent_replays",
-                "Operations answered with the result of an earlier one with the same token",
-            ),
-            shed: metric(
-                registry,
-                "connections_shed",
-                "Idle client connections closed to make room for new ones",
-            ),
-        }
+metrics! {
+    /// The metrics of all workers together.
+    pub(crate) struct GatewayMetrics in r {
+        requests: Family<LabelPairs<2>, Counter> =
+            metric(r, "requests", "Answered requests, by operation and status");
+        /// The counters of `requests` by operation and status, each looked up once: a look-up in
+        /// the family takes a lock.
+        known: [[OnceLock<Counter>; STATUSES]; OPERATIONS.len()] =
+            std::array::from_fn(|_| std::array::from_fn(|_| OnceLock::new()));
+        refusals: [Counter; REFUSAL_LABELS.len()] =
+            by_reason(metric(r, "refusals", "Batches and reads that nodes refused, by reason"));
+        pub(crate) connections: Gauge<i64> = metric(r, "connections", "Open client connections");
+        pub(crate) without_primary: Gauge<i64> = metric(
+            r,
+            "gateway_shards_without_primary",
+            "Shards to whose primary this gateway has no connection",
+        );
+        batches: Counter = metric(r, "batches", "Batches sealed");
+        sends: Counter =
+            metric(r, "batch_sends", "Sends of batches, including the first send of each");
+        ops: Counter = metric(r, "batched_ops", "Operations put into batches");
+        ops_sent: Counter = metric(
+            r,
+            "batched_ops_sent",
+            "Operations sent in batches, after adds to one key were merged",
+        );
+        pub(crate) replays: Counter = metric(
+            r,
+            "idempotent_replays",
+            "Operations answered with the result of an earlier one with the same token",
+        );
+        pub(crate) shed: Counter = metric(
+            r,
+            "connections_shed",
+            "Idle client connections closed to make room for new ones",
+        );
     }
+}
 
+/// Returns the counter of each reason.
+fn by_reason(refused: Family<LabelPairs<1>, Counter>) -> [Counter; REFUSAL_LABELS.len()] {
+    REFUSAL_LABELS.map(|reason| refused.get_or_create(&[("reason", reason.to_owned())]).clone())
+}
+
+impl GatewayMetrics {
     /// Counts an answered request.
     pub(crate) fn count_request(&self, operation: Operation, status: u16) {
         let row = &self.known[operation as usize];

@@ -59,7 +59,7 @@ pub async fn serve(
     let (directory, seen) = watch::channel(Directory::default());
     let (health, all) = (Health::new("etcd"), Health::new("etcd"));
     let (tasks, mut failures) = telemetry::critical_tasks();
-    let (metrics, counters) = Metrics::new(GatewayMetrics::new);
+    let (metrics, counters) = Metrics::new(GatewayMetrics::register);
     let (metrics, counters) = (Arc::new(metrics), Arc::new(counters));
     let without = counters.without_primary.clone();
     let readiness =

@@ -1,60 +1,174 @@
-//! Conversion of ids, slot ranges, positions and digests.
+//! The two forms of the fields of messages: in the engine, and on the wire.
 
+use bytes::Bytes;
 use engine::entry::Position;
 use engine::ids::{
-    Boot, Chain, Epoch, Revision, Seq, SessionId, ShardId, Slots, StoreBoot, StoreId, TimeMs,
+    BatchSeq, Boot, Chain, CopyNo, Epoch, Revision, Seq, SessionId, ShardId, Slots, StoreBoot,
+    StoreId, TimeMs,
 };
-use engine::message::DigestPoint;
+use engine::message::{DigestPoint, ReplicaHealth};
 
 use crate::Invalid;
 use crate::wire;
 
-/// Converts a shard's name: 16 bits in a 32-bit field.
-pub fn shard_of(shard: u32) -> Result<ShardId, Invalid> {
-    u16::try_from(shard).map(ShardId).map_err(|_| Invalid::Range("shard"))
+/// A field of a message: `Self` is its type in the engine, `W` its type on the wire.
+pub(crate) trait WireField<W>: Sized {
+    /// Converts the field to send it.
+    fn into_wire(self) -> W;
+    /// Converts the received field. `name` is for the error.
+    fn from_wire(name: &'static str, from: W) -> Result<Self, Invalid>;
 }
 
-/// Converts shards' names.
-pub(crate) fn shards_of(shards: Vec<u32>) -> Result<Vec<ShardId>, Invalid> {
-    shards.into_iter().map(shard_of).collect()
+/// Makes a message from the variables that have the names of its fields.
+macro_rules! into_wire {
+    ($($message:ident)::+ { $($field:ident),* }) => {
+        $($message)::+ { $($field: WireField::into_wire($field)),* }
+    };
+}
+pub(crate) use into_wire;
+
+/// Makes an engine value from a message. Its fields are written as in a struct: those without a
+/// value are converted from the fields of the message, and an error names `message.field`.
+macro_rules! from_wire {
+    ($message:ident => $($type:ident)::+ { $($field:ident $(: $value:expr)?),* $(,)? }) => {
+        $($type)::+ { $($field: $crate::common::from_wire!(@field $message $field $($value)?)),* }
+    };
+    (@field $message:ident $field:ident) => {{
+        let name = concat!(stringify!($message), ".", stringify!($field));
+        WireField::from_wire(name, $message.$field)?
+    }};
+    (@field $message:ident $field:ident $value:expr) => { $value };
+}
+pub(crate) use from_wire;
+
+/// Implements [`WireField`] for a `oneof`. Its kinds have the names of the engine's variants: a
+/// `message` has the fields of its variant, and those that are `empty` have none. The kinds that
+/// are neither have arms of their own, in which `Kind` is the `oneof`.
+macro_rules! oneof {
+    (
+        $value:ident = $($kind:ident)::+;
+        $(message $name:ident($variable:ident: $($message:ident)::+) { $($field:ident),* };)*
+        $(empty $($empty:ident),+;)?
+        $(into_wire { $($into_wire:tt)* })?
+        $(from_wire { $($from_wire:tt)* })?
+    ) => {
+        impl WireField<$($kind)::+> for $value {
+            fn into_wire(self) -> $($kind)::+ {
+                type Kind = $($kind)::+;
+                match self {
+                    $($($into_wire)*)?
+                    $($(Self::$empty => Kind::$empty(wire::Empty {}),)+)?
+                    $(Self::$name { $($field),* } => {
+                        Kind::$name($crate::common::into_wire!($($message)::+ { $($field),* }))
+                    })*
+                }
+            }
+
+            fn from_wire(_: &'static str, from: $($kind)::+) -> Result<Self, Invalid> {
+                type Kind = $($kind)::+;
+                Ok(match from {
+                    $($($from_wire)*)?
+                    $($(Kind::$empty(_) => Self::$empty,)+)?
+                    $(Kind::$name($variable) => {
+                        $crate::common::from_wire!($variable => Self::$name { $($field),* })
+                    })*
+                })
+            }
+        }
+    };
+}
+pub(crate) use oneof;
+
+/// Implements both conversions of a message that is a `oneof`, which has this name in errors.
+macro_rules! message_of_kind {
+    ($value:ident = $message:ty, $name:literal) => {
+        impl From<$value> for $message {
+            fn from(from: $value) -> Self {
+                Self { kind: from.into_wire() }
+            }
+        }
+
+        impl TryFrom<$message> for $value {
+            type Error = Invalid;
+
+            fn try_from(from: $message) -> Result<Self, Invalid> {
+                WireField::from_wire($name, from.kind)
+            }
+        }
+    };
+}
+pub(crate) use message_of_kind;
+
+/// A list, up to the first element that is invalid.
+impl<T: WireField<W>, W> WireField<Vec<W>> for Vec<T> {
+    fn into_wire(self) -> Vec<W> {
+        self.into_iter().map(T::into_wire).collect()
+    }
+
+    fn from_wire(name: &'static str, from: Vec<W>) -> Result<Self, Invalid> {
+        from.into_iter().map(|element| T::from_wire(name, element)).collect()
+    }
 }
 
-/// Converts a required slot range.
-pub fn slots_of(slots: Option<wire::Slots>) -> Result<Slots, Invalid> {
-    slots.ok_or(Invalid::Missing("slots"))?.try_into()
+/// A message within a message, which has to be there.
+impl<T: WireField<W>, W> WireField<Option<W>> for T {
+    fn into_wire(self) -> Option<W> {
+        Some(self.into_wire())
+    }
+
+    fn from_wire(name: &'static str, from: Option<W>) -> Result<Self, Invalid> {
+        T::from_wire(name, from.ok_or(Invalid::Missing(name))?)
+    }
 }
 
-pub(crate) fn store_of(id: wire::StoreId) -> StoreId {
-    StoreId(joined(id.high, id.low))
+/// The fields of which every value is valid: both types, and the conversions to the wire and back.
+macro_rules! always_valid {
+    ($($value:ty = $wire:ty, $out:expr, $back:expr;)*) => {
+        $(impl WireField<$wire> for $value {
+            fn into_wire(self) -> $wire {
+                let out: fn($value) -> $wire = $out;
+                out(self)
+            }
+
+            fn from_wire(_: &'static str, from: $wire) -> Result<Self, Invalid> {
+                let back: fn($wire) -> $value = $back;
+                Ok(back(from))
+            }
+        })*
+    };
 }
 
-/// Converts a required store and boot.
-pub(crate) fn boot_of(
-    field: &'static str,
-    boot: Option<wire::StoreBoot>,
-) -> Result<StoreBoot, Invalid> {
-    boot.map(StoreBoot::from).ok_or(Invalid::Missing(field))
-}
-
-/// Converts a required position.
-pub(crate) fn position_of(
-    field: &'static str,
-    position: Option<wire::Position>,
-) -> Result<Position, Invalid> {
-    position.map(Position::from).ok_or(Invalid::Missing(field))
+always_valid! {
+    bool = bool, |flag| flag, |flag| flag;
+    Bytes = Bytes, |bytes| bytes, |bytes| bytes;
+    u64 = u64, |number| number, |number| number;
+    BatchSeq = u64, |seq| seq.0, BatchSeq;
+    Chain = u64, |chain| chain.0, Chain;
+    CopyNo = u64, |copy| copy.0, CopyNo;
+    Epoch = u64, |epoch| epoch.0, Epoch;
+    Seq = u64, |seq| seq.0, Seq;
+    TimeMs = u64, |time| time.0, TimeMs;
+    StoreBoot = wire::StoreBoot, wire::StoreBoot::from, Self::from;
+    StoreId = wire::StoreId,
+        |store| wire::StoreId { high: high(store.0), low: store.0 as u64 },
+        |id| Self(joined(id.high, id.low));
+    SessionId = wire::SessionId,
+        |SessionId(Revision { incarnation, revision })| wire::SessionId { incarnation, revision },
+        |wire::SessionId { incarnation, revision }| Self(Revision { incarnation, revision });
 }
 
 fn joined(high: u64, low: u64) -> u128 {
     u128::from(high) << 64 | u128::from(low)
 }
 
+fn high(number: u128) -> u64 {
+    (number >> 64) as u64
+}
+
 impl From<StoreBoot> for wire::StoreBoot {
     fn from(from: StoreBoot) -> Self {
-        Self {
-            store_high: (from.store.0 >> 64) as u64,
-            store_low: from.store.0 as u64,
-            boot: from.boot.0,
-        }
+        let (store_high, store_low) = (high(from.store.0), from.store.0 as u64);
+        Self { store_high, store_low, boot: from.boot.0 }
     }
 }
 
@@ -64,22 +178,18 @@ impl From<wire::StoreBoot> for StoreBoot {
     }
 }
 
-impl From<StoreId> for wire::StoreId {
-    fn from(from: StoreId) -> Self {
-        Self { high: (from.0 >> 64) as u64, low: from.0 as u64 }
-    }
-}
-
 impl From<Slots> for wire::Slots {
     fn from(from: Slots) -> Self {
         Self { lo: u32::from(from.lo), hi: u32::from(from.hi) }
     }
 }
 
-impl TryFrom<wire::Slots> for Slots {
-    type Error = Invalid;
+impl WireField<wire::Slots> for Slots {
+    fn into_wire(self) -> wire::Slots {
+        self.into()
+    }
 
-    fn try_from(from: wire::Slots) -> Result<Self, Invalid> {
+    fn from_wire(_: &'static str, from: wire::Slots) -> Result<Self, Invalid> {
         let narrow = |end: u32| u16::try_from(end).map_err(|_| Invalid::Range("slots"));
         let slots = Self { lo: narrow(from.lo)?, hi: narrow(from.hi)? };
         if slots.lo > slots.hi {
@@ -89,86 +199,75 @@ impl TryFrom<wire::Slots> for Slots {
     }
 }
 
-impl From<SessionId> for wire::SessionId {
-    fn from(from: SessionId) -> Self {
-        Self { incarnation: from.0.incarnation, revision: from.0.revision }
+/// A shard's name: 16 bits in a 32-bit field.
+impl WireField<u32> for ShardId {
+    fn into_wire(self) -> u32 {
+        u32::from(self.0)
+    }
+
+    fn from_wire(_: &'static str, from: u32) -> Result<Self, Invalid> {
+        u16::try_from(from).map(Self).map_err(|_| Invalid::Range("shard"))
     }
 }
 
-impl From<wire::SessionId> for SessionId {
-    fn from(from: wire::SessionId) -> Self {
-        Self(Revision { incarnation: from.incarnation, revision: from.revision })
+impl WireField<wire::Position> for Position {
+    fn into_wire(self) -> wire::Position {
+        let Self { epoch, seq, chain, time: time_ms } = self;
+        into_wire!(wire::Position { epoch, seq, chain, time_ms })
+    }
+
+    fn from_wire(_: &'static str, from: wire::Position) -> Result<Self, Invalid> {
+        Ok(from_wire!(from => Self { epoch, seq, chain, time: TimeMs(from.time_ms) }))
     }
 }
 
-impl From<Position> for wire::Position {
-    fn from(from: Position) -> Self {
-        Self { epoch: from.epoch.0, seq: from.seq.0, chain: from.chain.0, time_ms: from.time.0 }
-    }
-}
-
-impl From<wire::Position> for Position {
-    fn from(from: wire::Position) -> Self {
-        Self {
-            epoch: Epoch(from.epoch),
-            seq: Seq(from.seq),
-            chain: Chain(from.chain),
-            time: TimeMs(from.time_ms),
+impl WireField<wire::DigestPoint> for DigestPoint {
+    fn into_wire(self) -> wire::DigestPoint {
+        wire::DigestPoint {
+            shard: self.shard.into_wire(),
+            seq: self.seq.0,
+            counters_high: high(self.counters),
+            counters_low: self.counters as u64,
+            sessions_high: high(self.sessions),
+            sessions_low: self.sessions as u64,
+            tokens_high: high(self.tokens),
+            tokens_low: self.tokens as u64,
         }
     }
-}
 
-impl From<(ShardId, Epoch)> for wire::ShardEpoch {
-    fn from((shard, epoch): (ShardId, Epoch)) -> Self {
-        Self { shard: u32::from(shard.0), epoch: epoch.0 }
+    fn from_wire(_: &'static str, point: wire::DigestPoint) -> Result<Self, Invalid> {
+        Ok(from_wire!(point => Self {
+            shard,
+            seq,
+            counters: joined(point.counters_high, point.counters_low),
+            sessions: joined(point.sessions_high, point.sessions_low),
+            tokens: joined(point.tokens_high, point.tokens_low),
+        }))
     }
 }
 
-impl TryFrom<wire::ShardEpoch> for (ShardId, Epoch) {
-    type Error = Invalid;
+/// The messages that the engine has as tuples: the type, and the field for each element.
+macro_rules! tuples {
+    ($($tuple:ty = $($message:ident)::+ { $($field:ident),* };)*) => {
+        $(impl WireField<$($message)::+> for $tuple {
+            fn into_wire(self) -> $($message)::+ {
+                let ($($field),*) = self;
+                into_wire!($($message)::+ { $($field),* })
+            }
 
-    fn try_from(from: wire::ShardEpoch) -> Result<Self, Invalid> {
-        Ok((shard_of(from.shard)?, Epoch(from.epoch)))
-    }
+            fn from_wire(name: &'static str, from: $($message)::+) -> Result<Self, Invalid> {
+                Ok(($(WireField::from_wire(name, from.$field)?),*))
+            }
+        })*
+    };
 }
 
-impl From<DigestPoint> for wire::DigestPoint {
-    fn from(from: DigestPoint) -> Self {
-        Self {
-            shard: u32::from(from.shard.0),
-            seq: from.seq.0,
-            counters_high: (from.counters >> 64) as u64,
-            counters_low: from.counters as u64,
-            sessions_high: (from.sessions >> 64) as u64,
-            sessions_low: from.sessions as u64,
-            tokens_high: (from.tokens >> 64) as u64,
-            tokens_low: from.tokens as u64,
-        }
-    }
-}
-
-impl TryFrom<wire::DigestPoint> for DigestPoint {
-    type Error = Invalid;
-
-    fn try_from(from: wire::DigestPoint) -> Result<Self, Invalid> {
-        Ok(Self {
-            shard: shard_of(from.shard)?,
-            seq: Seq(from.seq),
-            counters: joined(from.counters_high, from.counters_low),
-            sessions: joined(from.sessions_high, from.sessions_low),
-            tokens: joined(from.tokens_high, from.tokens_low),
-        })
-    }
-}
-
-/// Converts each received element, up to the first that is invalid.
-pub(crate) fn all<T, U: TryFrom<T, Error = Invalid>>(list: Vec<T>) -> Result<Vec<U>, Invalid> {
-    list.into_iter().map(U::try_from).collect()
-}
-
-/// Converts each element to send.
-pub(crate) fn each<T, U: From<T>>(list: Vec<T>) -> Vec<U> {
-    list.into_iter().map(U::from).collect()
+tuples! {
+    (ShardId, Epoch) = wire::ShardEpoch { shard, epoch };
+    (ShardId, Epoch, Seq) = wire::Commit { shard, epoch, seq };
+    (ShardId, CopyNo) = wire::ShardCopy { shard, copy };
+    (Epoch, Seq) = wire::step_down_reply::End { epoch, seq };
+    (ShardId, Vec<(StoreId, ReplicaHealth)>) = wire::FrozenShard { shard, hindered_by };
 }
 
 #[cfg(test)]
@@ -177,7 +276,7 @@ mod tests {
 
     #[track_caller]
     fn check(lo: u32, hi: u32, want: Result<Slots, Invalid>) {
-        assert_eq!(slots_of(Some(wire::Slots { lo, hi })), want);
+        assert_eq!(Slots::from_wire("slots", Some(wire::Slots { lo, hi })), want);
     }
 
     #[test]
@@ -187,19 +286,21 @@ mod tests {
         check(8, 7, Err(Invalid::Range("slots")));
         check(0, 65_536, Err(Invalid::Range("slots")));
         check(u32::MAX, u32::MAX, Err(Invalid::Range("slots")));
-        assert_eq!(slots_of(None), Err(Invalid::Missing("slots")));
+        let absent = None::<wire::Slots>;
+        assert_eq!(Slots::from_wire("slots", absent), Err(Invalid::Missing("slots")));
     }
 
     #[test]
     fn a_shard_is_sixteen_bits() {
-        assert_eq!(shard_of(65_535), Ok(ShardId(65_535)));
-        assert_eq!(shard_of(65_536), Err(Invalid::Range("shard")));
+        assert_eq!(ShardId::from_wire("shard", 65_535), Ok(ShardId(65_535)));
+        assert_eq!(ShardId::from_wire("shard", 65_536), Err(Invalid::Range("shard")));
     }
 
     #[test]
     fn both_halves_of_a_store_id_cross() {
         let id = StoreId(0x0123_4567_89ab_cdef_0011_2233_4455_6677);
-        assert_eq!(store_of(id.into()), id);
+        let crossing: wire::StoreId = id.into_wire();
+        assert_eq!(StoreId::from_wire("id", crossing), Ok(id));
         let boot = StoreBoot { store: id, boot: Boot(3) };
         assert_eq!(StoreBoot::from(wire::StoreBoot::from(boot)), boot);
     }

@@ -12,7 +12,7 @@ use engine::shard::idempotency::TokenOutcome;
 use engine::shard_record::ShardRecord;
 
 use crate::Invalid;
-use crate::common::slots_of;
+use crate::common::{WireField, message_of_kind, oneof};
 use crate::wire::{self, batch_reply, read_reply, refusal, reply, to_node};
 
 impl From<GatewayMessage> for wire::ToNode {
@@ -24,7 +24,7 @@ impl From<GatewayMessage> for wire::ToNode {
             GatewayMessage::Read { id, slots, keys, max_staleness_ms } => {
                 to_node::Kind::Read(wire::Read {
                     id,
-                    slots: Some(slots.into()),
+                    slots: slots.into_wire(),
                     names: keys.into_iter().map(CounterKey::into_name).collect(),
                     max_staleness_ms,
                 })
@@ -45,7 +45,7 @@ impl TryFrom<wire::ToNode> for GatewayMessage {
             }
             to_node::Kind::Read(read) => Ok(Self::Read {
                 id: read.id,
-                slots: slots_of(read.slots)?,
+                slots: WireField::from_wire("slots", read.slots)?,
                 keys: keys_in(&read.names)?,
                 max_staleness_ms: read.max_staleness_ms,
             }),
@@ -110,10 +110,10 @@ impl From<NodeReply> for wire::Reply {
             NodeReply::Answer { message, slots, session, batch_seq, answer } => {
                 reply::Kind::Answer(wire::BatchReply {
                     message,
-                    slots: Some(slots.into()),
-                    session: Some(session.into()),
+                    slots: slots.into_wire(),
+                    session: session.into_wire(),
                     batch_seq: batch_seq.0,
-                    kind: Some(answer.into()),
+                    kind: answer.into_wire(),
                 })
             }
             NodeReply::Read { id, result } => {
@@ -125,7 +125,7 @@ impl From<NodeReply> for wire::Reply {
                 reply::Kind::Read(wire::ReadReply { id, kind: Some(kind), staleness_us })
             }
             NodeReply::ShardState { slots, state } => reply::Kind::ShardState(wire::ShardState {
-                slots: Some(slots.into()),
+                slots: slots.into_wire(),
                 frozen: state == ShardAvailability::Frozen,
             }),
         };
@@ -140,10 +140,10 @@ impl TryFrom<wire::Reply> for NodeReply {
         match from.kind.ok_or(Invalid::Missing("reply.kind"))? {
             reply::Kind::Answer(answer) => Ok(Self::Answer {
                 message: answer.message,
-                slots: slots_of(answer.slots)?,
-                session: answer.session.ok_or(Invalid::Missing("answer.session"))?.into(),
+                slots: WireField::from_wire("slots", answer.slots)?,
+                session: WireField::from_wire("answer.session", answer.session)?,
                 batch_seq: BatchSeq(answer.batch_seq),
-                answer: answer.kind.ok_or(Invalid::Missing("answer.kind"))?.try_into()?,
+                answer: WireField::from_wire("answer.kind", answer.kind)?,
             }),
             reply::Kind::Read(read) => {
                 let result = match read.kind.ok_or(Invalid::Missing("read_reply.kind"))? {
@@ -156,7 +156,7 @@ impl TryFrom<wire::Reply> for NodeReply {
                 Ok(Self::Read { id: read.id, result })
             }
             reply::Kind::ShardState(shard) => Ok(Self::ShardState {
-                slots: slots_of(shard.slots)?,
+                slots: WireField::from_wire("slots", shard.slots)?,
                 state: match shard.frozen {
                     true => ShardAvailability::Frozen,
                     false => ShardAvailability::Open,
@@ -166,36 +166,21 @@ impl TryFrom<wire::Reply> for NodeReply {
     }
 }
 
-impl From<BatchReply> for batch_reply::Kind {
-    fn from(from: BatchReply) -> Self {
-        match from {
-            BatchReply::Applied { values, tokens, time } => {
-                Self::Applied(applied_out(&values, &tokens, time))
-            }
-            BatchReply::AnsweredBefore => Self::AnsweredBefore(wire::Empty {}),
-            BatchReply::Malformed => Self::Malformed(wire::Empty {}),
-            BatchReply::NoEffect => Self::NoEffect(wire::Empty {}),
-            BatchReply::Expired => Self::Expired(wire::Empty {}),
-            BatchReply::Refused(refusal) => Self::Refused(refusal.into()),
+oneof! {
+    BatchReply = batch_reply::Kind;
+    empty AnsweredBefore, Malformed, NoEffect, Expired;
+    into_wire {
+        Self::Applied { values, tokens, time } => {
+            Kind::Applied(applied_out(&values, &tokens, time))
         }
+        Self::Refused(refusal) => Kind::Refused(refusal.into()),
     }
-}
-
-impl TryFrom<batch_reply::Kind> for BatchReply {
-    type Error = Invalid;
-
-    fn try_from(from: batch_reply::Kind) -> Result<Self, Invalid> {
-        Ok(match from {
-            batch_reply::Kind::Applied(applied) => {
-                let (values, tokens, time) = applied_in(applied)?;
-                Self::Applied { values, tokens, time }
-            }
-            batch_reply::Kind::AnsweredBefore(_) => Self::AnsweredBefore,
-            batch_reply::Kind::Malformed(_) => Self::Malformed,
-            batch_reply::Kind::NoEffect(_) => Self::NoEffect,
-            batch_reply::Kind::Expired(_) => Self::Expired,
-            batch_reply::Kind::Refused(refusal) => Self::Refused(refusal.try_into()?),
-        })
+    from_wire {
+        Kind::Applied(applied) => {
+            let (values, tokens, time) = applied_in(applied)?;
+            Self::Applied { values, tokens, time }
+        }
+        Kind::Refused(refusal) => Self::Refused(refusal.try_into()?),
     }
 }
 
@@ -223,44 +208,23 @@ fn applied_in(applied: wire::Applied) -> Result<AppliedParts, Invalid> {
     Ok((values, tokens, TimeMs(applied.time_ms)))
 }
 
-impl From<Refusal> for wire::Refusal {
-    fn from(from: Refusal) -> Self {
-        let empty = wire::Empty {};
-        let kind = match from {
-            Refusal::NotPrimary(record) => {
-                let record = record.map(|record| record.encode().into()).unwrap_or_default();
-                refusal::Kind::NotPrimary(wire::NotPrimary { record })
-            }
-            Refusal::NoSuchShard => refusal::Kind::NoSuchShard(empty),
-            Refusal::Frozen => refusal::Kind::Frozen(empty),
-            Refusal::Overloaded => refusal::Kind::Overloaded(empty),
-            Refusal::NoSpace => refusal::Kind::NoSpace(empty),
-            Refusal::TooLarge => refusal::Kind::TooLarge(empty),
-            Refusal::Damaged => refusal::Kind::Damaged(empty),
-            Refusal::Stale => refusal::Kind::Stale(empty),
-        };
-        Self { kind: Some(kind) }
+message_of_kind!(Refusal = wire::Refusal, "refusal.kind");
+
+oneof! {
+    Refusal = refusal::Kind;
+    empty NoSuchShard, Frozen, Overloaded, NoSpace, TooLarge, Damaged, Stale;
+    into_wire {
+        Self::NotPrimary(record) => {
+            let record = record.map(|record| record.encode().into()).unwrap_or_default();
+            Kind::NotPrimary(wire::NotPrimary { record })
+        }
     }
-}
-
-impl TryFrom<wire::Refusal> for Refusal {
-    type Error = Invalid;
-
-    fn try_from(from: wire::Refusal) -> Result<Self, Invalid> {
-        Ok(match from.kind.ok_or(Invalid::Missing("refusal.kind"))? {
-            refusal::Kind::NotPrimary(not) if not.record.is_empty() => Self::NotPrimary(None),
-            refusal::Kind::NotPrimary(not) => {
-                let record = ShardRecord::decode(&not.record)
-                    .map_err(|why| Invalid::Malformed { field: "not_primary.record", why })?;
-                Self::NotPrimary(Some(Box::new(record)))
-            }
-            refusal::Kind::NoSuchShard(_) => Self::NoSuchShard,
-            refusal::Kind::Frozen(_) => Self::Frozen,
-            refusal::Kind::Overloaded(_) => Self::Overloaded,
-            refusal::Kind::NoSpace(_) => Self::NoSpace,
-            refusal::Kind::TooLarge(_) => Self::TooLarge,
-            refusal::Kind::Damaged(_) => Self::Damaged,
-            refusal::Kind::Stale(_) => Self::Stale,
-        })
+    from_wire {
+        Kind::NotPrimary(not) if not.record.is_empty() => Self::NotPrimary(None),
+        Kind::NotPrimary(not) => {
+            let record = ShardRecord::decode(&not.record)
+                .map_err(|why| Invalid::Malformed { field: "not_primary.record", why })?;
+            Self::NotPrimary(Some(Box::new(record)))
+        }
     }
 }

@@ -24,7 +24,6 @@ mod open;
 mod peer;
 mod snapshot;
 
-pub use common::{shard_of, slots_of};
 pub use control::query_of;
 pub use invalid::Invalid;
 pub use merged::{Merged, REPLIES_BYTES};

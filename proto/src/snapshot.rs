@@ -10,7 +10,7 @@ use engine::ids::{Slots, StoreBoot};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::Invalid;
-use crate::common::{boot_of, slots_of};
+use crate::common::WireField;
 use crate::wire::{self, snapshot_part};
 
 /// The largest size of a chunk, unpacked, in bytes. A row is never larger than a shard record.
@@ -105,10 +105,10 @@ impl SnapshotDecoder {
                 self.begun = true;
                 Ok(SnapshotEvent::Header {
                     open: header.open.ok_or(Invalid::Missing("header.open"))?,
-                    from: boot_of("header.from", header.from)?,
-                    to: boot_of("header.to", header.to)?,
+                    from: WireField::from_wire("header.from", header.from)?,
+                    to: WireField::from_wire("header.to", header.to)?,
                     transfer: header.transfer,
-                    slots: slots_of(header.slots)?,
+                    slots: WireField::from_wire("slots", header.slots)?,
                     shard_record: header.shard_record,
                 })
             }

@@ -509,9 +509,18 @@ fn a_stream_that_opens_twice_is_refused() {
 /// Without a digest, an operator would see a copy that differs from all others.
 #[test]
 fn a_status_without_its_digest_is_refused() {
-    let mut status = wire::ReplicaStatus::from(Random(1).replica_status());
-    status.digest = None;
-    let refused = ReplicaStatus::try_from(status).unwrap_err();
+    let status = NodeQueryReply::Status {
+        from: StoreBoot::default(),
+        replicas: vec![Random(1).replica_status()],
+        scrub: ScrubStatus::default(),
+        full: false,
+    };
+    let mut sent = wire::NodeQueryReply::from(status);
+    match &mut sent.kind {
+        Some(wire::node_query_reply::Kind::Status(status)) => status.replicas[0].digest = None,
+        other => panic!("no status: {other:?}"),
+    }
+    let refused = NodeQueryReply::try_from(sent).unwrap_err();
     assert_eq!(refused, proto::Invalid::Missing("status.digest"));
 }
 
@@ -541,7 +550,8 @@ fn an_entry_kind_of_a_newer_build_comes_across() {
         resume: false,
         entries: vec![entry],
     };
-    assert_eq!(Slice::try_from(wire::Slice::from(slice.clone())), Ok(slice));
+    let append = ToFollower::Append { n: 1, slices: vec![slice] };
+    assert_eq!(ToFollower::try_from(wire::ToFollower::from(append.clone())), Ok(append));
 }
 
 mod limits {

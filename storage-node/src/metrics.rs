@@ -5,12 +5,12 @@ use std::collections::BTreeSet;
 use engine::ids::Now;
 use engine::message::{NodeReply, REFUSAL_LABELS};
 use engine::node::{Node, TokenCounts};
-use telemetry::metric;
 use telemetry::prometheus_client::metrics::counter::Counter;
 use telemetry::prometheus_client::metrics::family::Family;
 use telemetry::prometheus_client::metrics::gauge::Gauge;
 use telemetry::prometheus_client::metrics::histogram::Histogram;
 use telemetry::prometheus_client::registry::Registry;
+use telemetry::{metric, metrics};
 
 use crate::disk::Disk;
 use crate::names::StoreNames;
@@ -26,126 +26,90 @@ const OF_SHARD: [(&str, &str); 5] = [
     ("idempotency_bytes_max", "Limit of the bytes of token records, by shard led here"),
 ];
 
-/// The handles of the metrics; clones share them.
-#[derive(Clone, Debug)]
-pub struct NodeMetrics {
-    commit_seconds: Histogram,
-    fsync_seconds: Histogram,
-    frames: Counter,
-    batches: Counter,
-    refusals: Family<NodeLabels, Counter>,
-    /// The gauges by shard, in the order of [`OF_SHARD`].
-    of_shard: [Family<NodeLabels, Gauge>; OF_SHARD.len()],
-    lag_entries: Family<NodeLabels, Gauge>,
-    idempotency_recorded: Counter,
-    idempotency_refused: Counter,
-    frozen_shards: Gauge,
-    digest_mismatches: Counter,
-    durability_violations: Counter,
-    scrubs: Counter,
-    scrub_damages: Counter,
-    scrub_ended: Gauge,
-    damaged_copies: Gauge,
-    connections_closed_full: Counter,
-    disk_full: Gauge,
-    disk_free: Gauge,
-    disk_reserve: Gauge,
-    disk_free_inodes: Gauge,
-    log_size: Gauge,
-    /// The labels set at the last update, so that those of a shard that moved away are removed.
-    shown: BTreeSet<NodeLabels>,
-    shown_lags: BTreeSet<NodeLabels>,
-    mismatches_seen: u64,
-    violations_seen: u64,
-    scrubs_seen: (u64, u64),
-    tokens_seen: TokenCounts,
+metrics! {
+    /// The handles of the metrics; clones share them.
+    #[derive(Clone, Debug)]
+    pub struct NodeMetrics in r {
+        commit_seconds: Histogram =
+            times(r, "commit_seconds", "Seconds from a batch's arrival to its acknowledgement");
+        fsync_seconds: Histogram =
+            times(r, "fsync_seconds", "Seconds to write and fsync one group");
+        frames: Counter = metric(r, "frames", "Frames received from gateways");
+        batches: Counter = metric(r, "batches", "Batches received from gateways");
+        refusals: Family<NodeLabels, Counter> =
+            metric(r, "refusals", "Batches and reads refused, by reason");
+        /// The gauges by shard, in the order of [`OF_SHARD`].
+        of_shard: [Family<NodeLabels, Gauge>; OF_SHARD.len()] =
+            OF_SHARD.map(|(name, help)| metric(r, name, help));
+        lag_entries: Family<NodeLabels, Gauge> = metric(
+            r,
+            "lag_entries",
+            "Entries not acknowledged by a follower, by shard led here and node",
+        );
+        idempotency_recorded: Counter = metric(
+            r,
+            "idempotency_recorded",
+            "Requests whose token was recorded, in shards led here",
+        );
+        idempotency_refused: Counter = metric(
+            r,
+            "idempotency_refused",
+            "Requests refused because there was no room for a token record, in shards led here",
+        );
+        frozen_shards: Gauge = metric(r, "frozen_shards", "Frozen shards led here");
+        digest_mismatches: Counter = metric(
+            r,
+            "digest_mismatches",
+            "Followers whose digest differed at the same position",
+        );
+        durability_violations: Counter = metric(
+            r,
+            "durability_violations",
+            "In-sync members that had lost acknowledged entries",
+        );
+        scrubs: Counter = metric(r, "scrubs", "Scrubs completed");
+        scrub_damages: Counter = metric(r, "scrub_damages", "Damaged copies found by scrubs");
+        scrub_ended: Gauge = metric(
+            r,
+            "scrub_ended_seconds",
+            "Unix time at which the last scrub ended, 0 if none since the start",
+        );
+        damaged_copies: Gauge =
+            metric(r, "damaged_copies", "Stopped copies that wait to be filled again");
+        connections_closed_full: Counter = metric(
+            r,
+            "connections_closed_full",
+            "Connections closed because the other end did not read",
+        );
+        disk_full: Gauge = metric(
+            r,
+            "disk_full",
+            "1 while the disk is full: writes are refused, reads are served",
+        );
+        disk_free: Gauge =
+            metric(r, "disk_free_bytes", "Bytes free on the file system of the data folder");
+        disk_reserve: Gauge = metric(
+            r,
+            "disk_reserve_bytes",
+            "The node refuses writes when fewer bytes than this are free",
+        );
+        disk_free_inodes: Gauge =
+            metric(r, "disk_free_inodes", "Inodes free on the file system of the data folder");
+        log_size: Gauge = metric(r, "log_bytes", "Bytes of log segments in use");
+        /// The labels set at the last update, so that those of a shard that moved away are removed.
+        shown: BTreeSet<NodeLabels> = BTreeSet::new();
+        shown_lags: BTreeSet<NodeLabels> = BTreeSet::new();
+        mismatches_seen: u64 = 0;
+        violations_seen: u64 = 0;
+        scrubs_seen: (u64, u64) = (0, 0);
+        tokens_seen: TokenCounts = TokenCounts::default();
+    }
 }
 
 impl NodeMetrics {
     /// Registers all metrics.
-    pub fn new(r: &mut Registry) -> Self {
-        let metrics = Self {
-            commit_seconds: times(
-                r,
-                "commit_seconds",
-                "Seconds from a batch's arrival to its acknowledgement",
-            ),
-            fsync_seconds: times(r, "fsync_seconds", "Seconds to write and fsync one group"),
-            frames: metric(r, "frames", "Frames received from gateways"),
-            batches: metric(r, "batches", "Batches received from gateways"),
-            refusals: metric(r, "refusals", "Batches and reads refused, by reason"),
-            of_shard: OF_SHARD.map(|(name, help)| metric(r, name, help)),
-            lag_entries: metric(
-                r,
-                "lag_entries",
-                "Entries not acknowledged by a follower, by shard led here and node",
-            ),
-            idempotency_recorded: metric(
-                r,
-                "idempotency_recorded",
-                "Requests whose token was recorded, in shards led here",
-            ),
-            idempotency_refused: metric(
-                r,
-                "idempotency_refused",
-                "Requests refused because there was no room for a token record, in shards led here",
-            ),
-            frozen_shards: metric(r, "frozen_shards", "Frozen shards led here"),
-            digest_mismatches: metric(
-                r,
-                "digest_mismatches",
-                "Followers whose digest differed at the same position",
-            ),
-            durability_violations: metric(
-                r,
-                "durability_violations",
-                "In-sync members that had lost acknowledged entries",
-            ),
-            scrubs: metric(r, "scrubs", "Scrubs completed"),
-            scrub_damages: metric(r, "scrub_damages", "Damaged copies found by scrubs"),
-            scrub_ended: metric(
-                r,
-                "scrub_ended_seconds",
-                "Unix time at which the last scrub ended, 0 if none since the start",
-            ),
-            damaged_copies: metric(
-                r,
-                "damaged_copies",
-                "Stopped copies that wait to be filled again",
-            ),
-            connections_closed_full: metric(
-                r,
-                "connections_closed_full",
-                "Connections closed because the other end did not read",
-            ),
-            disk_full: metric(
-                r,
-                "disk_full",
-                "1 while the disk is full: writes are refused, reads are served",
-            ),
-            disk_free: metric(
-                r,
-                "disk_free_bytes",
-                "Bytes free on the file system of the data folder",
-            ),
-            disk_reserve: metric(
-                r,
-                "disk_reserve_bytes",
-                "The node refuses writes when fewer bytes than this are free",
-            ),
-            disk_free_inodes: metric(
-                r,
-                "disk_free_inodes",
-                "Inodes free on the file system of the data folder",
-            ),
-            log_size: metric(r, "log_bytes", "Bytes of log segments in use"),
-            shown: BTreeSet::new(),
-            shown_lags: BTreeSet::new(),
-            mismatches_seen: 0,
-            violations_seen: 0,
-            scrubs_seen: (0, 0),
-            tokens_seen: TokenCounts::default(),
-        };
+    pub fn new(registry: &mut Registry) -> Self {
+        let metrics = Self::register(registry);
         // All are shown from the start, so that the first refusal is visible as a rise.
         for reason in REFUSAL_LABELS {
             drop(metrics.refusals.get_or_create(&labels_of_refusal(reason)));

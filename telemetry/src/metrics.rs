@@ -45,6 +45,32 @@ pub fn metric<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, 
     metric
 }
 
+/// Declares the struct of a role's metrics, each field with the value that it begins with: most
+/// values are a [`metric`] in `$registry`. Its `register` makes the struct.
+#[macro_export]
+macro_rules! metrics {
+    (
+        $(#[$attribute:meta])*
+        $visible:vis struct $name:ident in $registry:ident {
+            $($(#[$doc:meta])* $field_visible:vis $field:ident: $type:ty = $value:expr;)*
+        }
+    ) => {
+        $(#[$attribute])*
+        $visible struct $name {
+            $($(#[$doc])* $field_visible $field: $type,)*
+        }
+
+        impl $name {
+            /// Registers the metrics.
+            $visible fn register(
+                $registry: &mut $crate::prometheus_client::registry::Registry,
+            ) -> Self {
+                Self { $($field: $value,)* }
+            }
+        }
+    };
+}
+
 /// Converts from OpenMetrics, which the library writes. There a counter `x` has samples `x_total`;
 /// in the classic format the counter has the name of its samples.
 fn classic(open: &str) -> String {

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use bench::chart::short;
 use serde::Serialize;
 
+use super::report::LatencyQuantiles;
+
 /// A goal of a row. Rows are compared within one run, since machines differ.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum RowGoal {
@@ -38,11 +40,8 @@ pub(crate) enum RowGoal {
 #[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct RowMedians {
     pub(crate) rate: Option<f64>,
-    pub(crate) p50_ms: Option<f64>,
-    pub(crate) p90_ms: Option<f64>,
-    pub(crate) p99_ms: Option<f64>,
-    pub(crate) p999_ms: Option<f64>,
-    pub(crate) max_ms: Option<f64>,
+    #[serde(flatten)]
+    pub(crate) latency: LatencyQuantiles,
     pub(crate) refusal_p99_ms: Option<f64>,
     /// CPU per increment or read of everything but the generator.
     pub(crate) server_micros: Option<f64>,
@@ -102,12 +101,12 @@ impl RowGoal {
             },
             Self::MicrosAtMost(limit) => at_most(row.server_micros, limit, " µs of CPU"),
             Self::P50Above(name, limit) => {
-                above("p50", row.p50_ms, other(|row| row.p50_ms), name, limit)
+                above("p50", row.latency.p50_ms, other(|row| row.latency.p50_ms), name, limit)
             }
             Self::P99Above(name, limit) => {
-                above("p99", row.p99_ms, other(|row| row.p99_ms), name, limit)
+                above("p99", row.latency.p99_ms, other(|row| row.latency.p99_ms), name, limit)
             }
-            Self::SlowestWithin(limit) => at_most(row.max_ms, limit, " ms for the slowest"),
+            Self::SlowestWithin(limit) => at_most(row.latency.max_ms, limit, " ms for the slowest"),
             Self::RefusalsWithin(limit) => {
                 at_most(row.refusal_p99_ms, limit, " ms for 99 % of refusals")
             }
@@ -180,17 +179,23 @@ mod tests {
     fn check(goal: RowGoal, goal_text: &str, reached: &str, is_met: Option<bool>) {
         let row = RowMedians {
             rate: Some(60_000.0),
-            p50_ms: Some(0.6),
-            p99_ms: Some(5.0),
-            max_ms: Some(200.0),
+            latency: LatencyQuantiles {
+                p50_ms: Some(0.6),
+                p99_ms: Some(5.0),
+                max_ms: Some(200.0),
+                ..LatencyQuantiles::default()
+            },
             server_micros: Some(1.5),
             errors: Some(0.0),
             ..RowMedians::default()
         };
         let other = RowMedians {
             rate: Some(100_000.0),
-            p50_ms: Some(0.25),
-            p99_ms: Some(1.0),
+            latency: LatencyQuantiles {
+                p50_ms: Some(0.25),
+                p99_ms: Some(1.0),
+                ..LatencyQuantiles::default()
+            },
             ..RowMedians::default()
         };
         let judged = goal.judge(&row, &BTreeMap::from([("F: writers".to_owned(), other)]));

@@ -210,8 +210,8 @@ impl PageRow {
         [
             self.name.clone(),
             or_dash(rate.or(ready)),
-            millis(medians.p50_ms),
-            millis(medians.p99_ms),
+            millis(medians.latency.p50_ms),
+            millis(medians.latency.p99_ms),
             or_dash(cpu),
             or_dash(failures.map(|(refused, errors)| format!("{refused}, {errors}"))),
             or_dash(durability),
@@ -231,7 +231,7 @@ impl PageRow {
     /// Returns the mistakes of this row if nothing may be refused, failed or unknown.
     fn problems(&self) -> Vec<String> {
         let mut missing = Vec::new();
-        if self.medians.p50_ms.is_none() || self.medians.max_ms.is_none() {
+        if self.medians.latency.p50_ms.is_none() || self.medians.latency.max_ms.is_none() {
             missing.push("no latency".to_owned());
         }
         for report in &self.rounds {
@@ -289,6 +289,7 @@ fn replaced(page: &str, profile: &str, lines: &str) -> Option<String> {
 mod tests {
     use super::*;
     use crate::bench_command::profile::ProfileLimits;
+    use crate::bench_command::report::LatencyQuantiles;
 
     fn page() -> ProfilePage {
         let limits = ProfileLimits { measured: None, warm_up: None, keys_max: None };
@@ -297,7 +298,7 @@ mod tests {
         for (at, row) in rows.iter().enumerate().take(10) {
             let one = RowMedians {
                 rate: Some(1000.0 * (at + 1) as f64),
-                p50_ms: Some(0.5),
+                latency: LatencyQuantiles { p50_ms: Some(0.5), ..LatencyQuantiles::default() },
                 ..RowMedians::default()
             };
             let two = RowMedians { rate: one.rate.map(|rate| rate * 2.0), ..one.clone() };

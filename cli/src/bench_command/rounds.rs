@@ -23,7 +23,7 @@ use super::measuring::measure;
 use super::peers::{self, PeerMissing};
 use super::postgres::PostgresServer;
 use super::profile::{ProfileRow, RowAction, RowSystem};
-use super::report::{BenchReport, quantiles};
+use super::report::{BenchReport, LatencyQuantiles, quantiles};
 use super::subject::{LoadShape, Subject};
 use crate::output;
 
@@ -135,7 +135,7 @@ impl ProfileResults {
         let shape = match &row.action {
             RowAction::Fsync(plan) => {
                 let latency = quantiles(&fsync::measure(*plan, &setting.folder)?);
-                return Ok((RowMedians::of_latency(&latency), None));
+                return Ok((RowMedians { latency, ..RowMedians::default() }, None));
             }
             RowAction::Restart => {
                 let RunningSystem::Dkc(cluster) = system else { anyhow::bail!("no cluster") };
@@ -158,7 +158,7 @@ impl ProfileResults {
             RowGoal::NormalWithin(other, _) => Some(*other),
             _ => None,
         });
-        if let Some(usual) = normal.and_then(|other| self.last(other)?.p99_ms) {
+        if let Some(usual) = normal.and_then(|other| self.last(other)?.latency.p99_ms) {
             let limit = (usual * NORMAL_TIMES).max(ALWAYS_NORMAL_MS);
             figures.normal_after_seconds = Some(normal_after(&report.measured.timeline, limit));
         }
@@ -299,8 +299,8 @@ fn progress(row: &ProfileRow, figures: &RowMedians) -> String {
     };
     let parts = [
         number(figures.rate, "/s"),
-        number(figures.p50_ms, " ms p50"),
-        number(figures.p99_ms, " ms p99"),
+        number(figures.latency.p50_ms, " ms p50"),
+        number(figures.latency.p99_ms, " ms p99"),
         number(figures.server_micros, " µs of CPU"),
         number(figures.generator_micros, " µs of the generator"),
         number(figures.refused.filter(|&count| count > 0.0), " refused"),
@@ -312,17 +312,6 @@ fn progress(row: &ProfileRow, figures: &RowMedians) -> String {
 }
 
 impl RowMedians {
-    fn of_latency(latency: &super::report::LatencyQuantiles) -> Self {
-        Self {
-            p50_ms: latency.p50_ms,
-            p90_ms: latency.p90_ms,
-            p99_ms: latency.p99_ms,
-            p999_ms: latency.p999_ms,
-            max_ms: latency.max_ms,
-            ..Self::default()
-        }
-    }
-
     fn of_report(report: &BenchReport) -> Self {
         let node = report.memory_bytes.get("storage-node").copied().flatten();
         let nodes = report.conditions.nodes.max(1) as f64;
@@ -333,6 +322,7 @@ impl RowMedians {
         let files = report.state_bytes.filter(|_| is_fill && copies > 0.0);
         Self {
             rate: Some(report.rate()),
+            latency: report.latency.clone(),
             refusal_p99_ms: report.refusal_latency.p99_ms,
             server_micros: report.server_micros(),
             generator_micros: report.generator_micros(),
@@ -340,7 +330,7 @@ impl RowMedians {
             errors: Some(report.measured.errors as f64),
             node_memory_bytes: node.map(|bytes| bytes as f64 / nodes),
             disk_bytes_per_copy: files.map(|bytes| bytes as f64 / copies),
-            ..Self::of_latency(&report.latency)
+            ..Self::default()
         }
     }
 
@@ -349,11 +339,13 @@ impl RowMedians {
         let of = |value: fn(&Self) -> Option<f64>| median(rounds.iter().map(value));
         Self {
             rate: of(|round| round.rate),
-            p50_ms: of(|round| round.p50_ms),
-            p90_ms: of(|round| round.p90_ms),
-            p99_ms: of(|round| round.p99_ms),
-            p999_ms: of(|round| round.p999_ms),
-            max_ms: of(|round| round.max_ms),
+            latency: LatencyQuantiles {
+                p50_ms: of(|round| round.latency.p50_ms),
+                p90_ms: of(|round| round.latency.p90_ms),
+                p99_ms: of(|round| round.latency.p99_ms),
+                p999_ms: of(|round| round.latency.p999_ms),
+                max_ms: of(|round| round.latency.max_ms),
+            },
             refusal_p99_ms: of(|round| round.refusal_p99_ms),
             server_micros: of(|round| round.server_micros),
             generator_micros: of(|round| round.generator_micros),

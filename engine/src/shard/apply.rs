@@ -91,11 +91,7 @@ pub enum Decoded {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Unknown(pub &'static str);
 
-/// Decodes the operations of an entry.
-///
-/// # Errors
-///
-/// [`Unknown`] if only a newer build can apply the entry.
+/// Decodes the operations of an entry. The error is that only a newer build can apply it.
 pub fn decode(entry: &Entry) -> Result<Decoded, Unknown> {
     let batch = match &entry.body {
         Body::Ops(batch) => batch,

@@ -226,11 +226,7 @@ pub fn encode_record(record: &TokenRecord) -> Vec<u8> {
     out
 }
 
-/// Decodes a row of kind 2.
-///
-/// # Errors
-///
-/// [`Malformed`] names the field that can't be read.
+/// Decodes a row of kind 2. The error names the field that can't be read.
 pub fn decode_record(bytes: &[u8]) -> Result<TokenRecord, Malformed> {
     let mut from = Reader::new(Bytes::copy_from_slice(bytes));
     if from.u8("idempotency format")? != IDEMPOTENCY_FORMAT {
@@ -281,11 +277,8 @@ pub fn encode_shard(copy: CopyNo, state: &ShardState) -> Vec<u8> {
     out
 }
 
-/// Decodes a shard's record and the number of its copy.
-///
-/// # Errors
-///
-/// [`Malformed`] names the field that can't be read.
+/// Decodes a shard's record and the number of its copy. The error names the field that can't be
+/// read.
 pub fn decode_shard(bytes: &[u8]) -> Result<(CopyNo, ShardState), Malformed> {
     let mut from = Reader::new(Bytes::copy_from_slice(bytes));
     if from.u8("shard format")? != SHARD_FORMAT {
@@ -485,11 +478,7 @@ pub enum RowChange<'a> {
 
 /// Calls `each` for the rows of one flush, in key order: the content of one sorted file. Counters
 /// and records of no given shard are left out, since their copy was dropped while they were in the
-/// table.
-///
-/// # Errors
-///
-/// The first error of `each`.
+/// table. Returns the first error of `each`.
 pub fn rows<E>(
     sealed: &SealedTable,
     shards: &[(CopyNo, ShardState)],
@@ -561,9 +550,6 @@ fn change(cell: Cell, value: &mut Vec<u8>) -> Option<RowChange<'_>> {
 }
 
 /// The digest of these counter rows (key, merged value), as the scrubber recomputes it from disk.
-///
-/// # Errors
-///
 /// [`Malformed`] if a row is not a counter's, or can't be read.
 pub fn scrub<'a>(rows: impl IntoIterator<Item = (&'a [u8], &'a [u8])>) -> Result<u128, Malformed> {
     rows.into_iter().try_fold(0u128, |sum, (key, value)| {

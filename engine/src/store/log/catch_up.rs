@@ -68,11 +68,8 @@ impl BlockRead {
 
     /// The entries of each request, until all of them take `bytes_max`, but at least one entry in
     /// total. A request that would get nothing for lack of room gets no answer, and is to be made
-    /// again. `bytes`: the block's; `None` if its segment was deleted.
-    ///
-    /// # Errors
-    ///
-    /// [`Gone`] if the block lacks an entry that the index has.
+    /// again. `bytes`: the block's; `None` if its segment was deleted. [`Gone`] if the block lacks
+    /// an entry that the index has.
     pub fn parts(
         self,
         owner: Owner,
@@ -126,11 +123,7 @@ pub struct Carry {
 }
 
 impl Carry {
-    /// The entries, decoded from the block's bytes.
-    ///
-    /// # Errors
-    ///
-    /// [`Gone`] if the block lacks one of them.
+    /// The entries, decoded from the block's bytes. [`Gone`] if the block lacks one of them.
     pub fn entries(&self, owner: Owner, bytes: &[u8]) -> Result<Vec<(ShardId, Entry)>, Gone> {
         let held = entries_of(owner, self.block, bytes, &self.ranges);
         let mut out = Vec::new();

@@ -68,11 +68,7 @@ impl SegmentHeader {
         out
     }
 
-    /// Decodes a header.
-    ///
-    /// # Errors
-    ///
-    /// [`Malformed`] if the bytes are not an intact header.
+    /// Decodes a header. [`Malformed`] if the bytes are not an intact one.
     pub fn decode(bytes: &Bytes) -> Result<Self, Malformed> {
         let head = bytes.get(..SEGMENT_HEADER_BYTES).ok_or(Malformed("segment header"))?;
         let mut from = Reader::new(Bytes::copy_from_slice(head));
