@@ -14,10 +14,12 @@ pub(crate) enum RowGoal {
     RateAtLeast(f64),
     /// At least this share of another row's rate.
     RateOf(&'static str, f64),
-    /// No limit: the ratio to another row's rate is shown.
-    Compared(&'static str),
     /// At most this many microseconds of CPU per increment, of everything but the generator.
     MicrosAtMost(f64),
+    /// A median of at most this many milliseconds.
+    P50AtMost(f64),
+    /// A 99th percentile of at most this many milliseconds.
+    P99AtMost(f64),
     /// A median at most this many milliseconds above that of another row.
     P50Above(&'static str, f64),
     /// A 99th percentile at most this many milliseconds above that of another row.
@@ -34,6 +36,8 @@ pub(crate) enum RowGoal {
     NormalWithin(&'static str, f64),
     /// Every request has a definite outcome.
     NoErrors,
+    /// Every request is accepted.
+    NoRefusals,
 }
 
 /// The medians of a row over all rounds; `null` for what was not measured.
@@ -73,7 +77,6 @@ impl RowGoal {
     pub(crate) fn compared_to(&self) -> Option<&'static str> {
         match self {
             Self::RateOf(row, _)
-            | Self::Compared(row)
             | Self::P50Above(row, _)
             | Self::P99Above(row, _)
             | Self::NormalWithin(row, _) => Some(row),
@@ -94,12 +97,9 @@ impl RowGoal {
                 judged.reached += " ×";
                 judged
             }
-            Self::Compared(name) => JudgedGoal {
-                goal: format!("compared with {name}"),
-                reached: ratio.map_or("-".to_owned(), |ratio| format!("{} ×", short(ratio))),
-                is_met: None,
-            },
             Self::MicrosAtMost(limit) => at_most(row.server_micros, limit, " µs of CPU"),
+            Self::P50AtMost(limit) => at_most(row.latency.p50_ms, limit, " ms for 50 %"),
+            Self::P99AtMost(limit) => at_most(row.latency.p99_ms, limit, " ms for 99 %"),
             Self::P50Above(name, limit) => {
                 above("p50", row.latency.p50_ms, other(|row| row.latency.p50_ms), name, limit)
             }
@@ -118,6 +118,7 @@ impl RowGoal {
                 at_most(row.normal_after_seconds, limit, " s until it is normal again")
             }
             Self::NoErrors => at_most(row.errors, 0.0, " requests with an unknown outcome"),
+            Self::NoRefusals => at_most(row.refused, 0.0, " refused requests"),
         }
     }
 }
@@ -208,7 +209,6 @@ mod tests {
         const OTHER: &str = "F: writers";
         check(RowGoal::RateAtLeast(5e4), "≥ 50 k/s", "60 k/s", Some(true));
         check(RowGoal::RateOf(OTHER, 0.7), "≥ 0.7 × F: writers", "0.6 ×", Some(false));
-        check(RowGoal::Compared(OTHER), "compared with F: writers", "0.6 ×", None);
         check(RowGoal::MicrosAtMost(1.2), "≤ 1.2 µs of CPU", "1.5 µs of CPU", Some(false));
         let reached = "p50 of F +0.35 ms";
         check(RowGoal::P50Above(OTHER, 0.4), "≤ p50 of F + 0.4 ms", reached, Some(true));

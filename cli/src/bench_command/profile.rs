@@ -184,6 +184,8 @@ fn fsync_row(measured: Duration) -> ProfileRow {
 
 const HELLO: &str = "bare hyper, 256 connections";
 const F: &str = "F: three writers, fdatasync at once";
+const REDIS: &str = "Redis INCR, 256 connections";
+const REDIS_64: &str = "Redis INCR, 64 connections";
 const SINGLES: &str = "one increment per request, 256 connections";
 const BATCHES: &str = "batches of 1,000, 16 clients, 1 M keys";
 const MANY_SHARDS: &str = "batches of 1,000, 16 clients, 1 M keys, 1,024 shards";
@@ -197,23 +199,35 @@ fn headline() -> Vec<ProfileRow> {
     vec![
         row(HELLO, RowSystem::Hello, load(256, 1)),
         fsync_row(Duration::from_secs(10)),
-        row(SINGLES, OURS, load(256, 1)).goal(RowGoal::RateOf(HELLO, 0.7)),
-        row("one increment per request, 64 connections", OURS, load(64, 1)),
+        row(SINGLES, OURS, load(256, 1))
+            .goal(RowGoal::RateOf(HELLO, 0.7))
+            .goal(RowGoal::RateOf(REDIS, 1.0))
+            .goal(RowGoal::MicrosAtMost(17.0)),
+        row("one increment per request, 64 connections", OURS, load(64, 1))
+            .goal(RowGoal::RateOf(REDIS_64, 1.0))
+            .goal(RowGoal::P50AtMost(1.2)),
         row("one increment per request, 1 connection", OURS, load(1, 1))
-            .goal(RowGoal::P50Above(F, 0.35)),
+            .goal(RowGoal::P50Above(F, 0.2))
+            .goal(RowGoal::P99Above(F, 1.0)),
         row("linearizable get, 256 connections", OURS, reads).goal(RowGoal::RateOf(HELLO, 0.7)),
         row("one increment per request at half load", OURS, load(256, 1))
             .at_rate_of(SINGLES, 0.5)
             .goal(RowGoal::P99Above(F, 3.0)),
-        row("batches of 1,000, 8 clients, 0.18 M keys", OURS, small),
-        row("batches of 1,000, 16 clients, one key", OURS, one).goal(RowGoal::RateOf(BATCHES, 1.0)),
+        row("batches of 1,000, 8 clients, 0.18 M keys", OURS, small)
+            .goal(RowGoal::RateAtLeast(2e6))
+            .goal(RowGoal::MicrosAtMost(1.0)),
+        row("batches of 1,000, 16 clients, one key", OURS, one).goal(RowGoal::RateAtLeast(3e6)),
         row(BATCHES, OURS, load(16, 1000))
             .goal(RowGoal::RateAtLeast(1.5e6))
-            .goal(RowGoal::MicrosAtMost(1.2)),
-        row("batches of 1,000, 16 clients, 10 M keys", OURS, large),
-        row(MANY_SHARDS, many_shards, load(16, 1000)).goal(RowGoal::Compared(BATCHES)),
-        row("Redis INCR, 256 connections", RowSystem::Redis, load(256, 1)),
-        row("Redis INCR, 64 connections", RowSystem::Redis, load(64, 1)),
+            .goal(RowGoal::MicrosAtMost(1.2))
+            .goal(RowGoal::NoRefusals),
+        row("batches of 1,000, 16 clients, 10 M keys", OURS, large)
+            .goal(RowGoal::RateAtLeast(6e5))
+            .goal(RowGoal::P99AtMost(100.0))
+            .goal(RowGoal::NoRefusals),
+        row(MANY_SHARDS, many_shards, load(16, 1000)).goal(RowGoal::RateOf(BATCHES, 0.8)),
+        row(REDIS, RowSystem::Redis, load(256, 1)),
+        row(REDIS_64, RowSystem::Redis, load(64, 1)),
         row("Redis INCR and WAIT 2, 256 connections", RowSystem::Redis, load(256, 1))
             .waiting_for(2),
         row("Redis pipelines of 16, 64 connections", RowSystem::Redis, load(64, 16)),
