@@ -107,7 +107,8 @@ impl PendingReads {
         let deadline = self.deadlines.first().map(|&(at, _)| at);
         let timer = self.timers.first().map(|&(at, _)| at);
         let silent = self.silent.first().map(|&(at, _)| at);
-        let opens_at = self.rounds.values().filter_map(|rounds| rounds.opens_at).min();
+        let waiting = self.rounds.values().filter(|rounds| !rounds.due.is_empty());
+        let opens_at = waiting.filter_map(|rounds| rounds.opens_at).min();
         [deadline, timer, silent, opens_at].into_iter().flatten().min()
     }
 

@@ -157,6 +157,8 @@ impl Bench {
         }
         self.batcher.handle(self.now, Event::TurnEnded, &mut effects);
         assert_eq!(effects, want);
+        let deadline = self.batcher.next_deadline();
+        assert!(deadline.is_none_or(|at| at > self.now), "turns without end: {deadline:?}");
         self
     }
 
@@ -908,6 +910,26 @@ fn a_refused_read_waits_although_another_shard_is_due() {
     bench.turn([elsewhere], &[asks(1, 3, RIGHT, &[&right])]);
     bench.turn([found(1, 3, &[1])], &[read_done(4, Ok(&[1]))]);
     bench.wakes_at_ms(10, &[asks(1, 4, LEFT, &[&left, &left])]);
+}
+
+/// A window opens for nothing if what waited for it backs off or has moved.
+#[test]
+fn a_refused_read_leaves_no_deadline_behind() {
+    for newer in [None, Some(Box::new(record(ALL, 2, 2)))] {
+        let mut bench = Bench::new();
+        bench.turn([read(1, &["a"])], &[asks(1, 1, ALL, &["a"])]);
+        bench.turn([read(2, &["b"])], &[asks(1, 2, ALL, &["b"])]);
+        bench.turn([read(3, &["c"])], &[]);
+        let moved = newer.is_some();
+        let asked = [asks(2, 3, ALL, &["a", "b", "c"])];
+        let want = if moved { &asked[..] } else { &[] };
+        bench.turn([not_found(1, 1, Refusal::NotPrimary(newer))], want);
+        if moved {
+            bench.at_ms(6).turn([], &[]);
+        } else {
+            bench.wakes_at_ms(10, &[asks(1, 3, ALL, &["a", "c"])]);
+        }
+    }
 }
 
 #[test]

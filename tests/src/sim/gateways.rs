@@ -230,6 +230,8 @@ impl GatewayDriver<'_> {
             }
         }
         if let Some(deadline) = self.running.batcher.next_deadline() {
+            let now = since(self.running.started, core.clock());
+            assert!(deadline > now, "a turn at {now:?} leaves a deadline at {deadline:?}");
             let at = core.when(self.running.started + deadline.0);
             let late = core.plan.reorder.lateness(false).unwrap_or(0);
             self.wake_at(core, at + late);
