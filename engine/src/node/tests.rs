@@ -663,6 +663,23 @@ fn a_read_is_refused_when_a_peer_has_promised_more() {
     check(bench.on(Event::TurnEnded), &["read refused"]);
 }
 
+/// Etcd names another primary, and the peer does not answer.
+#[test]
+fn a_read_is_refused_when_etcd_names_another_primary() {
+    let mut bench = primary();
+    bench.on(Event::Gateway { conn: GATEWAY, message: read(None) });
+    bench.on(Event::Loaded { load: 2, values: vec![Some(42)], records: vec![] });
+    bench.now = bench.now.plus_ms(40);
+    let asked = bench.on(Event::TurnEnded);
+    let check_etcd = |effect: &Effect| match effect {
+        Effect::CheckEtcd { check, .. } => Some(*check),
+        _ => None,
+    };
+    let asked = asked.iter().find_map(check_etcd).expect("etcd is asked, too");
+    let records = Some(vec![record(2, 2, B)]);
+    check(bench.on(Event::EtcdChecked { check: asked, records }), &["read refused"]);
+}
+
 /// Peers that were late once prove the reads, although etcd is away.
 #[test]
 fn a_late_round_is_followed_by_another_one_beside_etcd() {

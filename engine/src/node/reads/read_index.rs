@@ -8,8 +8,10 @@
 //! captured state lacks. A pause after the proof does no harm: the values were current while the
 //! read was in flight.
 //!
-//! One round serves all claims that wait for it. For claims of a round that a peer does not answer
-//! in time, a linearizable etcd read begins, too, also after the captures.
+//! One round serves all claims that wait for it, and proves those of each shard as soon as the
+//! peers of that shard have answered. Claims of a round that a peer does not answer in time are in
+//! the next one, too, and a linearizable etcd read begins for them, also after the captures. A claim
+//! may so be in a round and in an etcd read at once: the first of them settles it.
 //!
 //! Claims are made by [`captured`](super::captured) for values and by [`bounded`](super::bounded)
 //! for commits that a follower asks for.
@@ -29,7 +31,7 @@ use crate::shard_record::ShardRecord;
 pub(super) struct ReadIndex {
     /// The claims by number, which counts up: the oldest is the first.
     claims: BTreeMap<u64, LeadershipClaim>,
-    /// Claims that are in no round yet.
+    /// Claims for the next round.
     unproven: BTreeSet<u64>,
     round: Option<ReadIndexRound>,
     /// Claims that a round did not prove in time.
@@ -133,7 +135,13 @@ impl Reads {
         if self.read_index.round.is_some() || self.read_index.unproven.is_empty() {
             return;
         }
-        let claims = std::mem::take(&mut self.read_index.unproven);
+        let mut claims = std::mem::take(&mut self.read_index.unproven);
+        let leads = |claim: &LeadershipClaim| turn.shards.leads(claim.shard, claim.epoch);
+        let is_replaced = |number: &u64| !self.read_index.claims.get(number).is_some_and(leads);
+        let replaced: Vec<u64> = claims.extract_if(.., is_replaced).collect();
+        for claim in replaced {
+            self.settle_claim(turn, claim, ClaimOutcome::Replaced);
+        }
         let number = turn.fresh_id();
         let mut missing = BTreeMap::new();
         let mut questions: BTreeMap<StoreId, Vec<(ShardId, Epoch)>> = BTreeMap::new();
@@ -153,7 +161,7 @@ impl Reads {
         }
         let until = turn.now.plus_ms(turn.settings.read_index_ms);
         self.read_index.round = Some(ReadIndexRound { number, until, claims, missing });
-        self.finish_round_if_answered(turn, peers);
+        self.settle_answered(turn, peers);
     }
 
     /// Handles the answer of a peer to a round, with the shards for which it has promised a higher
@@ -175,40 +183,36 @@ impl Reads {
                 missing.remove(&store);
             }
         }
-        self.finish_round_if_answered(turn, peers);
+        self.settle_answered(turn, peers);
     }
 
-    fn finish_round_if_answered(&mut self, turn: &mut NodeTurn<'_>, peers: &Peers) {
-        let Some(round) = &self.read_index.round else { return };
-        let majority = turn.planted(Planted::ReadIndexMajority);
-        if round.missing.values().any(|missing| missing.len() > usize::from(majority)) {
-            return;
-        }
-        if let Some(round) = self.read_index.round.take() {
-            round
-                .claims
-                .into_iter()
-                .for_each(|claim| self.settle_claim(turn, claim, ClaimOutcome::Current));
-        }
-        self.begin_round(turn, peers);
-    }
-
-    /// Closes a round that a peer has not answered in time: the claims of shards that have all
-    /// answers are proved. The others are left to etcd and to the next round, whichever proves them
-    /// first: etcd may be away as well.
-    fn close_late_round(&mut self, turn: &mut NodeTurn<'_>) {
-        let Some(round) = self.read_index.round.take_if(|round| turn.now >= round.until) else {
-            return;
+    /// Settles the claims of shards that have all answers. The round is over when no claim is left
+    /// in it.
+    fn settle_answered(&mut self, turn: &mut NodeTurn<'_>, peers: &Peers) {
+        let ReadIndex { claims, round, .. } = &mut self.read_index;
+        let Some(ReadIndexRound { claims: waiting, missing, .. }) = round else { return };
+        let absent_max = usize::from(turn.planted(Planted::ReadIndexMajority));
+        let is_answered = |number: &u64| {
+            let missing = claims.get(number).and_then(|claim| missing.get(&claim.shard));
+            missing.is_none_or(|stores| stores.len() <= absent_max)
         };
-        for claim in round.claims {
-            let shard = self.read_index.claims.get(&claim).map(|claim| claim.shard);
-            let missing = shard.and_then(|shard| round.missing.get(&shard));
-            if missing.is_some_and(BTreeSet::is_empty) {
-                self.settle_claim(turn, claim, ClaimOutcome::Current);
-            } else {
-                self.read_index.for_etcd.insert(claim);
-                self.read_index.unproven.insert(claim);
-            }
+        let answered: Vec<u64> = waiting.extract_if(.., is_answered).collect();
+        let is_over = waiting.is_empty();
+        for claim in answered {
+            self.settle_claim(turn, claim, ClaimOutcome::Current);
+        }
+        if is_over {
+            self.read_index.round = None;
+            self.begin_round(turn, peers);
+        }
+    }
+
+    /// Closes a round that a peer has not answered in time: what is left in it is for etcd and for
+    /// the next round, whichever answers first. Etcd may be away as well.
+    fn close_late_round(&mut self, turn: &NodeTurn<'_>) {
+        if let Some(round) = self.read_index.round.take_if(|round| turn.now >= round.until) {
+            self.read_index.for_etcd.extend(&round.claims);
+            self.read_index.unproven.extend(round.claims);
         }
     }
 

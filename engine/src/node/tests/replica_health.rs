@@ -22,6 +22,48 @@ fn three(min_in_sync: usize) -> Bench {
     bench
 }
 
+/// One round asks the members of all shards. C, which is silent, is a member of one of them.
+#[test]
+fn reads_of_a_shard_do_not_wait_for_the_members_of_another_one() {
+    let mut bench = three(2);
+    let halves = [(Slots { lo: 0, hi: 32_767 }, B), (Slots { lo: 32_768, hi: 65_535 }, C)];
+    let message = FromFollower::Copy { shard: halves[1].0.shard(), copy: CopyNo(1) };
+    bench.on(Event::FromFollower { conn: TO_C, message });
+    for (group, (slots, member)) in (1..).zip(halves) {
+        bench.deliver(ShardRecord { slots, ..of(&record(1, 1, A), &[A, member]) });
+        bench.on(Event::Durable { group });
+    }
+    bench.on(ack(TO_B, 1));
+    bench.on(ack(TO_C, 1));
+    let key_in = |slots: Slots| {
+        let keys = (0u32..).map(|number| number.to_string());
+        let mut counters = keys.filter_map(|key| CounterKey::new(b"ns", key.as_bytes()).ok());
+        counters.find(|counter| slots.contains(counter.slot())).expect("there is no end of keys")
+    };
+    let mut effects = Vec::new();
+    for (slots, _) in halves {
+        let keys = vec![key_in(slots)];
+        let message = GatewayMessage::Read { id: 9, slots, keys, max_staleness_ms: None };
+        bench.node.handle(bench.now, Event::Gateway { conn: GATEWAY, message }, &mut effects);
+    }
+    let loads = effects.iter().filter_map(|effect| match effect {
+        Effect::Load { load, .. } => Some(*load),
+        _ => None,
+    });
+    for load in loads.collect::<Vec<_>>() {
+        let event = Event::Loaded { load, values: vec![Some(42)], records: vec![] };
+        bench.node.handle(bench.now, event, &mut effects);
+    }
+    effects.extend(bench.on(Event::TurnEnded));
+    let rounds = effects.iter().filter_map(|effect| match effect {
+        Effect::ToFollower { message: ToFollower::ReadIndex { round, .. }, .. } => Some(*round),
+        _ => None,
+    });
+    let round = rounds.last().expect("both are asked");
+    let message = FromFollower::ReadIndex { round, newer: vec![] };
+    check(bench.on(Event::FromFollower { conn: TO_B, message }), &["read [42]"]);
+}
+
 /// A leads with B in sync, and C is a learner.
 fn learning() -> ShardRecord {
     let isr = of(&record(1, 1, A), &[A, B]);
