@@ -159,7 +159,7 @@ fn start<O: clap::Args>(
     let _written = telemetry::logs(parsed.role_name(), name, role.log);
     warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     // Without a thread of its own the allocator returns memory only while it is used: an idle
-    // process would keep what its busiest minute has freed.
+    // process would keep what it freed after its peak.
     if let Err(error) = tikv_jemalloc_ctl::background_thread::write(true) {
         tracing::warn!(%error, "the allocator has no background thread, memory is returned late");
     }

@@ -28,7 +28,9 @@ macro_rules! into_wire {
 pub(crate) use into_wire;
 
 /// Makes an engine value from a message. Its fields are written as in a struct: those without a
-/// value are converted from the fields of the message, and an error names `message.field`.
+/// value are converted from the fields of the message, and an error names `message.field` as it is
+/// written here: in `from_wire!(end => Position { seq, chain: chain })` `seq` comes from `end.seq`,
+/// which is also its name in an error, and `chain` is a variable.
 macro_rules! from_wire {
     ($message:ident => $($type:ident)::+ { $($field:ident $(: $value:expr)?),* $(,)? }) => {
         $($type)::+ { $($field: $crate::common::from_wire!(@field $message $field $($value)?)),* }
@@ -43,7 +45,8 @@ pub(crate) use from_wire;
 
 /// Implements [`WireField`] for a `oneof`. Its kinds have the names of the engine's variants: a
 /// `message` has the fields of its variant, and those that are `empty` have none. The kinds that
-/// are neither have arms of their own, in which `Kind` is the `oneof`.
+/// are neither have arms of their own, in which `Kind` is the `oneof`. In `message Ack(ack:
+/// wire::Ack) { n }` the variable `ack` names the message in errors (`ack.n`).
 macro_rules! oneof {
     (
         $value:ident = $($kind:ident)::+;

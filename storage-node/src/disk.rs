@@ -215,8 +215,9 @@ impl Disk {
         event.event
     }
 
-    /// Frees the table of a finished flush on another thread: a million records take some dozens of
-    /// milliseconds. The loop calls this after the state machine has handled the end of the flush.
+    /// Frees the table of a finished flush on a thread of readers: a million records take some
+    /// dozens of milliseconds. Until then the table takes memory that the state machine no longer
+    /// counts. The loop calls this after the state machine has handled the end of the flush.
     pub fn free_flushed_table(&mut self) {
         if let Some(table) = self.flushed.take() {
             self.readers.run(move || {

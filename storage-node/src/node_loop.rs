@@ -229,7 +229,8 @@ impl NodeLoop {
     }
 
     /// Does what is due by the clock, and lets the state machine draw the consequences of all that
-    /// was handled since the last turn, and of the ends of connections that break meanwhile.
+    /// was handled since the last turn. Connections may break meanwhile: then their ends are
+    /// handled, and the turn ends again.
     fn end_turn(&mut self) {
         self.on_time();
         while self.handle(Event::TurnEnded) || self.stop_if_left() {}
@@ -482,7 +483,7 @@ impl NodeLoop {
     }
 
     /// Once the state machine has left: closes the gateways' connections. Groups in flight are
-    /// awaited. Returns whether it was the moment.
+    /// awaited. Returns whether it stopped now.
     fn stop_if_left(&mut self) -> bool {
         if !std::mem::take(&mut self.left) {
             return false;

@@ -53,9 +53,10 @@ pub struct StateSettings {
     pub level0_files_compacted: i32,
     /// The number of files of level 0 beyond which flushes are slowed down.
     pub level0_files_slow: u64,
-    /// The wait for each of these files, in each part of a flush; 100 of them count at most.
+    /// The wait of a flush, in each of its parts, for each file of level 0 beyond that number, of
+    /// which 100 count at most.
     pub level0_file_wait: Duration,
-    /// The number of parts of a flush of a large table. Each one reports its progress.
+    /// The number of parts of a flush of a large table, at least 1. Each one reports its progress.
     pub flush_parts: usize,
     /// The least number of rows of such a part; 4,096 take some milliseconds.
     pub flush_part_rows_min: usize,

@@ -216,6 +216,8 @@ mod tests {
         check(RowGoal::P99Above("gone", 3.0), "≤ p99 of gone + 3 ms", "-", None);
         let slowest = "200 ms for the slowest";
         check(RowGoal::SlowestWithin(500.0), "≤ 500 ms for the slowest", slowest, Some(true));
+        check(RowGoal::P99AtMost(4.0), "≤ 4 ms for 99 %", "5 ms for 99 %", Some(false));
+        check(RowGoal::NoRefusals, "≤ 0 refused requests", "-", None);
         let unknown = "0 requests with an unknown outcome";
         check(RowGoal::NoErrors, &format!("≤ {unknown}"), unknown, Some(true));
     }
