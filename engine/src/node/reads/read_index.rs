@@ -10,8 +10,8 @@
 //!
 //! One round serves all claims that wait for it, and proves those of each shard as soon as the
 //! peers of that shard have answered. Claims of a round that a peer does not answer in time are in
-//! the next one, too, and a linearizable etcd read begins for them, also after the captures. A claim
-//! may so be in a round and in an etcd read at once: the first of them settles it.
+//! the next one, too, and a linearizable etcd read begins for them, also after the captures. So a
+//! claim may be in a round and in an etcd read at once: the first of them settles it.
 //!
 //! Claims are made by [`captured`](super::captured) for values and by [`bounded`](super::bounded)
 //! for commits that a follower asks for.

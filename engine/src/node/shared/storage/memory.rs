@@ -46,8 +46,8 @@ pub(super) struct Memory {
     kept: VecDeque<(ShardId, Seq)>,
     /// Shards with entries to apply for which the tables have no room.
     held_up: BTreeSet<ShardId>,
-    /// Where to begin when there is room again, so that the shards take turns: with the shard that
-    /// was held up first, or after it if it had used some of the room.
+    /// The place at which the shards begin when there is room again, so that they take turns: the
+    /// shard that was held up first, or the one after it if it had used some of the room.
     held_up_first: Option<Bound<ShardId>>,
     /// Bytes of the loads in flight for entries that wait.
     pub loads: usize,
