@@ -663,6 +663,23 @@ fn a_read_is_refused_when_a_peer_has_promised_more() {
     check(bench.on(Event::TurnEnded), &["read refused"]);
 }
 
+/// The number of the etcd read that begins among these effects.
+fn etcd_check(effects: &[Effect]) -> Option<u64> {
+    effects.iter().find_map(|effect| match effect {
+        Effect::CheckEtcd { check, .. } => Some(*check),
+        _ => None,
+    })
+}
+
+/// The number of the last read-index round that begins among these effects.
+fn last_round(effects: &[Effect]) -> Option<u64> {
+    let rounds = effects.iter().filter_map(|effect| match effect {
+        Effect::ToFollower { message: ToFollower::ReadIndex { round, .. }, .. } => Some(*round),
+        _ => None,
+    });
+    rounds.last()
+}
+
 /// Etcd names another primary, and the peer does not answer.
 #[test]
 fn a_read_is_refused_when_etcd_names_another_primary() {
@@ -670,12 +687,7 @@ fn a_read_is_refused_when_etcd_names_another_primary() {
     bench.on(Event::Gateway { conn: GATEWAY, message: read(None) });
     bench.on(Event::Loaded { load: 2, values: vec![Some(42)], records: vec![] });
     bench.now = bench.now.plus_ms(40);
-    let asked = bench.on(Event::TurnEnded);
-    let check_etcd = |effect: &Effect| match effect {
-        Effect::CheckEtcd { check, .. } => Some(*check),
-        _ => None,
-    };
-    let asked = asked.iter().find_map(check_etcd).expect("etcd is asked, too");
+    let asked = etcd_check(&bench.on(Event::TurnEnded)).expect("etcd is asked, too");
     let records = Some(vec![record(2, 2, B)]);
     check(bench.on(Event::EtcdChecked { check: asked, records }), &["read refused"]);
 }
@@ -689,12 +701,8 @@ fn a_late_round_is_followed_by_another_one_beside_etcd() {
     bench.on(Event::Loaded { load: 2, values: vec![Some(42)], records: vec![] });
     bench.now = bench.now.plus_ms(40);
     let asked = bench.on(Event::TurnEnded);
-    let rounds = asked.iter().filter_map(|effect| match effect {
-        Effect::ToFollower { message: ToFollower::ReadIndex { round, .. }, .. } => Some(*round),
-        _ => None,
-    });
-    let round = rounds.last().expect("another round");
-    assert!(asked.iter().any(|effect| matches!(effect, Effect::CheckEtcd { .. })));
+    let round = last_round(&asked).expect("another round");
+    assert!(etcd_check(&asked).is_some());
     check(bench.on(round_answered(round, &[])), &["read [42]"]);
 }
 
@@ -802,23 +810,26 @@ fn a_peer_that_does_not_answer_proves_nothing_and_etcd_is_asked() {
     let mut bench = primary();
     bench.on(proof_request(7));
     bench.now = bench.now.plus_ms(40);
-    let etcd_asked = |effects: &[Effect]| {
-        effects.iter().find_map(|effect| match effect {
-            Effect::CheckEtcd { check, .. } => Some(*check),
-            _ => None,
-        })
-    };
-    let asked = etcd_asked(&bench.on(Event::TurnEnded)).expect("B has not answered");
+    let asked = etcd_check(&bench.on(Event::TurnEnded)).expect("B has not answered");
     let records = Some(vec![record(1, 1, A)]);
     let effects = bench.on(Event::EtcdChecked { check: asked, records });
     check(effects, &["proof 7: [(1, 1)], 0 refused"]);
     // Deposed meanwhile.
     bench.on(proof_request(8));
     bench.now = bench.now.plus_ms(200);
-    let asked = etcd_asked(&bench.on(Event::TurnEnded)).expect("the round has failed");
+    let asked = etcd_check(&bench.on(Event::TurnEnded)).expect("the round has failed");
     let records = Some(vec![record(2, 2, B)]);
     let effects = bench.on(Event::EtcdChecked { check: asked, records });
     check(effects, &["proof 8: [], 1 refused"]);
+}
+
+#[test]
+fn a_peer_that_has_promised_more_proves_nothing() {
+    let mut bench = primary();
+    let round = last_round(&bench.on(proof_request(7))).expect("B is asked");
+    check(bench.on(round_answered(round, &[(SHARD, Epoch(2))])), &[]);
+    bench.now = bench.now.plus_ms(40);
+    check(bench.on(Event::TurnEnded), &["proof 7: [], 1 refused"]);
 }
 
 // ---- bounded-stale reads: the follower ---------------------------------------------------------

@@ -55,13 +55,8 @@ fn reads_of_a_shard_do_not_wait_for_the_members_of_another_one() {
         bench.node.handle(bench.now, event, &mut effects);
     }
     effects.extend(bench.on(Event::TurnEnded));
-    let rounds = effects.iter().filter_map(|effect| match effect {
-        Effect::ToFollower { message: ToFollower::ReadIndex { round, .. }, .. } => Some(*round),
-        _ => None,
-    });
-    let round = rounds.last().expect("both are asked");
-    let message = FromFollower::ReadIndex { round, newer: vec![] };
-    check(bench.on(Event::FromFollower { conn: TO_B, message }), &["read [42]"]);
+    let round = last_round(&effects).expect("both are asked");
+    check(bench.on(round_answered(round, &[])), &["read [42]"]);
 }
 
 /// A leads with B in sync, and C is a learner.
