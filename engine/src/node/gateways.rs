@@ -38,7 +38,7 @@ impl Gateways {
     pub(super) fn on_gone(&mut self, turn: &mut NodeTurn<'_>, conn: Conn) {
         self.connections.remove(&conn);
         for primary in turn.shards.iter_mut().filter_map(Replica::primary_mut) {
-            primary.waiting.retain(|_, (waiting, _)| *waiting != conn);
+            primary.waiting.retain(|(_, (waiting, _))| *waiting != conn);
         }
     }
 
@@ -116,7 +116,7 @@ fn on_batch(
     }
     let seq = turn.order(peers, shard, Body::Ops(batch));
     if let Some((primary, seq)) = turn.shards.primary_mut(shard).zip(seq) {
-        primary.waiting.insert(seq, from);
+        primary.waiting.push_back((seq, from));
     }
 }
 

@@ -109,8 +109,8 @@ impl Node {
         recovered: Vec<RecoveredReplica>,
     ) -> Self {
         let recover = |found| Replica::recover(found, settings.planted);
-        let shards = shared::Shards::new(recovered.into_iter().map(recover));
-        let storage = shared::Storage::new(&settings, now, next_group, shards.iter());
+        let mut shards = shared::Shards::new(recovered.into_iter().map(recover));
+        let storage = shared::Storage::new(&settings, now, next_group, shards.iter_mut());
         Self {
             next_review: now,
             gateways: gateways::Gateways::default(),

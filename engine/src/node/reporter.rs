@@ -64,7 +64,7 @@ impl Reporter {
     /// enough.
     pub(super) fn finish_leaving(&mut self, turn: &mut NodeTurn<'_>, peers: &Peers) {
         let Leaving::Until(until) = self.leaving else { return };
-        let mut records = turn.shards.records.values().map(|(record, _)| record);
+        let mut records = turn.shards.records.values().map(|record| &record.0);
         if turn.now >= until || !records.any(|record| is_still_needed(turn, peers, record)) {
             self.leaving = Leaving::Left;
             turn.effects.push(Effect::Left);

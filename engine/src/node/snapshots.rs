@@ -215,7 +215,9 @@ pub(super) fn retry(turn: &mut NodeTurn<'_>) {
         let needy = followers.filter(|(_, follower)| follower.feed == Feed::NeedsSnapshot);
         waiting.extend(needy.map(|(&store, _)| (store, replica.shard)));
     }
-    turn.shards.to_send.extend(waiting);
+    for (store, shard) in waiting {
+        turn.shards.mark_follower(store, shard);
+    }
 }
 
 // ---- the receiving end -------------------------------------------------------------------------

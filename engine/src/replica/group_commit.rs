@@ -46,8 +46,9 @@ impl ReplicaTurn<'_> {
     }
 }
 
-/// The last seq of each shard in one group, with the mark of the copy that it belongs to.
-type Marks = BTreeMap<ShardId, (CopyMark, Seq)>;
+/// The seqs that one group contains, in the order in which they were written, each with the mark of
+/// the copy that it belongs to. A shard may come more than once.
+type Marks = Vec<(ShardId, CopyMark, Seq)>;
 
 /// Counts how often a copy of the shard has begun or ended on this node: an fsync makes entries
 /// durable only while no other copy has begun.
@@ -98,16 +99,15 @@ impl GroupCommit {
             LogRecord::Append { shard, entry } => {
                 self.gathered_bytes += entry.size();
                 let mark = self.copies.get(shard).copied().unwrap_or_default();
-                self.gathered.insert(*shard, (mark, entry.seq));
+                self.gathered.push((*shard, mark, entry.seq));
             }
             LogRecord::Truncate { shard, after } => {
                 // An entry that was cut and written again may lie in a group that is still in
                 // flight.
                 let in_flight = self.in_flight.iter_mut().map(|group| &mut group.marks);
-                for marks in in_flight.chain([&mut self.gathered]) {
-                    if let Some((_, seq)) = marks.get_mut(shard) {
-                        *seq = (*seq).min(*after);
-                    }
+                let marks = in_flight.chain([&mut self.gathered]).flatten();
+                for (_, _, seq) in marks.filter(|(marked, ..)| marked == shard) {
+                    *seq = (*seq).min(*after);
                 }
             }
             LogRecord::Copy { shard, .. } | LogRecord::Drop { shard, .. } => {
@@ -150,16 +150,16 @@ impl GroupCommit {
         effects.push(Effect::Sync { group });
     }
 
-    /// Notes that group `group` and all before it are durable. Returns the last durable seq of each
-    /// shard's present copy.
+    /// Notes that group `group` and all before it are durable. Returns the seqs of present
+    /// copies that they contained.
     pub fn on_durable(&mut self, group: u64, now: Now) -> Vec<(ShardId, Seq)> {
         self.last_durable = now;
         self.durable = self.durable.max(group);
         let mut reached = Vec::new();
         while let Some(done) = self.in_flight.pop_front_if(|first| first.group <= group) {
             let present = |shard: &ShardId| self.copies.get(shard).copied().unwrap_or_default();
-            let current = done.marks.iter().filter(|(shard, (mark, _))| present(shard) == *mark);
-            reached.extend(current.map(|(&shard, &(_, seq))| (shard, seq)));
+            let current = done.marks.iter().filter(|(shard, mark, _)| present(shard) == *mark);
+            reached.extend(current.map(|&(shard, _, seq)| (shard, seq)));
         }
         reached
     }

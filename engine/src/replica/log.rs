@@ -86,6 +86,17 @@ pub struct ReplicaLog {
     epochs: Vec<(Epoch, Seq)>,
 }
 
+impl LogBytes {
+    /// This sum, with `now` in place of `before`.
+    pub fn changed(self, before: Self, now: Self) -> Self {
+        Self {
+            kept: self.kept + now.kept - before.kept,
+            pending: self.pending + now.pending - before.pending,
+            ready: self.ready + now.ready - before.ready,
+        }
+    }
+}
+
 impl CachedEntry {
     /// The bytes that it takes once it is applied.
     fn kept_bytes(&self) -> usize {

@@ -61,6 +61,8 @@ pub struct Replica {
     pub begun: Epoch,
     /// The part of the log that is in memory.
     pub log: ReplicaLog,
+    /// The size of the log in the sum of all logs of the node.
+    pub counted: LogBytes,
     /// The applied state.
     pub state: ShardState,
     /// The highest seq known to be committed.
@@ -102,6 +104,7 @@ impl Replica {
             promised: Epoch(0),
             begun: Epoch(0),
             log: ReplicaLog::from(Position::default()),
+            counted: LogBytes::default(),
             state: ShardState { slots, ..ShardState::default() },
             commit: Seq(0),
             matched: Seq(0),

@@ -13,7 +13,7 @@
 //! may be promoted, and C lacks what only A and B hold.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::entry::Position;
 use crate::ids::{Boot, Conn, CopyNo, Epoch, Now, Seq, StoreId, Version};
@@ -45,8 +45,9 @@ pub struct Primary {
     pub propose_after: Now,
     /// The members of M other than this store, and the learners.
     pub followers: BTreeMap<StoreId, Follower>,
-    /// The batch to answer once the entry at this seq is applied: connection and message.
-    pub waiting: BTreeMap<Seq, (Conn, u64)>,
+    /// The batches to answer once the entry at their seq is applied, in this order: connection and
+    /// message.
+    pub waiting: VecDeque<(Seq, (Conn, u64))>,
     /// The moment at which the epoch began here.
     pub began: Now,
     /// Writes are refused, and gateways are notified of that.
@@ -161,6 +162,12 @@ impl Follower {
 }
 
 impl Primary {
+    /// Takes the batch that waits for this seq: its connection and message.
+    pub fn take_waiting(&mut self, seq: Seq) -> Option<(Conn, u64)> {
+        let at = self.waiting.binary_search_by_key(&seq, |&(waiting, _)| waiting).ok()?;
+        self.waiting.remove(at).map(|(_, from)| from)
+    }
+
     /// A primary that begins the epoch of `record`, with its barrier at this seq.
     pub fn new(record: ShardRecord, mod_revision: u64, barrier: Seq, now: Now) -> Self {
         let mut primary = Self {
@@ -172,7 +179,7 @@ impl Primary {
             proposals: Vec::new(),
             propose_after: now,
             followers: BTreeMap::new(),
-            waiting: BTreeMap::new(),
+            waiting: VecDeque::new(),
             began: now,
             frozen: false,
             progress: CommitProgress::new(now),

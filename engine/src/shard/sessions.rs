@@ -44,8 +44,9 @@ pub struct SessionRow {
     pub last: BatchSeq,
     /// Results below this number have been dropped, since the worker knows them.
     pub answered_below: BatchSeq,
-    /// Results at or above that number. One batch is in flight at a time, so there is at most one.
-    pub results: BTreeMap<BatchSeq, BatchResult>,
+    /// Results at or above that number, in the order of the numbers. One batch is in flight at a
+    /// time, so there is at most one.
+    pub results: Vec<(BatchSeq, BatchResult)>,
 }
 
 /// The result of a decided batch.
@@ -95,7 +96,9 @@ impl SessionTable {
         }
         match self.rows.get(&session) {
             Some(row) if batch_seq <= row.last => {
-                Judgement::Decided(row.results.get(&batch_seq).cloned())
+                let mut results = row.results.iter();
+                let found = results.find(|(number, _)| *number == batch_seq);
+                Judgement::Decided(found.map(|(_, result)| result.clone()))
             }
             _ => Judgement::NoEffect,
         }
@@ -105,7 +108,7 @@ impl SessionTable {
     pub fn record(&mut self, session: SessionId, batch_seq: BatchSeq, result: BatchResult) {
         let row = self.rows.entry(session).or_default();
         row.last = batch_seq;
-        row.results.insert(batch_seq, result);
+        row.results.push((batch_seq, result));
     }
 
     /// Drops the results below `below`, since the worker knows them. Without a row there is nothing
@@ -113,7 +116,8 @@ impl SessionTable {
     pub fn forget_below(&mut self, session: SessionId, below: BatchSeq) {
         let Some(row) = self.rows.get_mut(&session) else { return };
         row.answered_below = row.answered_below.max(below);
-        row.results = row.results.split_off(&row.answered_below);
+        let below = row.answered_below;
+        row.results.retain(|&(number, _)| number >= below);
     }
 
     /// Applies an expiry. One that is older than the newest is ignored.

@@ -336,7 +336,7 @@ fn put_sessions(out: &mut Vec<u8>, sessions: &SessionTable) {
         put_varint(out, row.last.0);
         put_varint(out, row.answered_below.0);
         put_varint(out, row.results.len() as u64);
-        for (&batch_seq, result) in &row.results {
+        for (batch_seq, result) in &row.results {
             put_varint(out, batch_seq.0);
             put_result(out, result);
         }

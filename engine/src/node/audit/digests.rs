@@ -174,7 +174,7 @@ pub(super) fn mark_corrupt(
         turn.effects.push(Effect::ToFollower { conn, message });
     }
     turn.shards.to_review.insert(shard);
-    turn.shards.to_send.insert((store, shard));
+    turn.shards.mark_follower(store, shard);
 }
 
 /// Handles a message of the primary: this copy differs from the others.

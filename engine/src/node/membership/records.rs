@@ -27,13 +27,13 @@ pub(in crate::node) fn on_record(
     read: Option<u64>,
 ) {
     let shard = record.shard();
-    let known = turn.shards.records.get(&shard).map(|(known, _)| (known.epoch, known.version));
+    let known = turn.shards.records.get(&shard).map(|known| (known.0.epoch, known.0.version));
     let was_in_sync = turn.shards.is_in_sync(shard, turn.me.store);
     if known.is_some_and(|known| (record.epoch, record.version) < known) {
         return;
     }
     let is_new = known != Some((record.epoch, record.version));
-    turn.shards.records.insert(shard, (record.clone(), mod_revision));
+    turn.shards.records.insert(shard, Box::new((record.clone(), mod_revision)));
     if is_new {
         follow_record(turn, peers, &record, mod_revision);
     }
@@ -123,7 +123,7 @@ pub(in crate::node) fn follow_known_record(
     snapshots: &mut Snapshots,
     shard: ShardId,
 ) {
-    if let Some((record, _)) = turn.shards.records.get(&shard).cloned() {
+    if let Some((record, _)) = turn.shards.records.get(&shard).map(|known| *known.clone()) {
         follow_assignment(turn, peers, snapshots, &record, None);
     }
 }
@@ -136,7 +136,8 @@ pub(in crate::node) fn is_assigned(record: &ShardRecord, store: StoreId) -> bool
 /// Begins to lead: a promise, then a barrier on top of the whole log. Both are in the log
 /// before anything is counted, and nothing is served before the barrier is committed.
 fn begin_leading(turn: &mut NodeTurn<'_>, peers: &mut Peers, shard: ShardId) {
-    let Some((record, mod_revision)) = turn.shards.records.get(&shard).cloned() else { return };
+    let known = turn.shards.records.get(&shard).cloned();
+    let Some((record, mod_revision)) = known.map(|known| *known) else { return };
     let (now, skip) = (turn.now, turn.planted(Planted::SkipBarrier));
     let Some((replica, mut replica_turn)) = turn.replica_in_turn(shard) else { return };
     let epoch = record.epoch;

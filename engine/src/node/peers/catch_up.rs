@@ -122,7 +122,7 @@ impl Peers {
             let planted = turn.settings.planted;
             for (store, slice) in feed_from(replica, &part, &ready, planted) {
                 slices.entry(store).or_default().extend(slice);
-                turn.shards.to_send.insert((store, part.shard));
+                turn.shards.mark_follower(store, part.shard);
             }
         }
         for (store, slices) in slices {

@@ -6,7 +6,7 @@ use crate::message::{FromFollower, Reject, Slice, ToFollower};
 use crate::node::event::Effect;
 use crate::node::peers::Peers;
 use crate::node::peers::connections::{DialledConnection, SentSlice};
-use crate::node::shared::NodeTurn;
+use crate::node::shared::{NodeTurn, ShardSet};
 use crate::node::snapshots::Snapshots;
 use crate::planted::Planted;
 use crate::replica::primary::{Feed, Follower, Primary};
@@ -141,7 +141,7 @@ impl Peers {
         follower.proven = false;
         follower.tried = None;
         follower.feed = Feed::Streaming { opening: true };
-        turn.shards.to_send.insert((peer.store, shard));
+        turn.shards.mark_follower(peer.store, shard);
         turn.shards.to_review.insert(shard);
     }
 
@@ -233,7 +233,7 @@ impl Peers {
             self.on_lost(turn, peer.store, shard);
         }
         turn.shards.to_review.insert(shard);
-        turn.shards.to_send.insert((peer.store, shard));
+        turn.shards.mark_follower(peer.store, shard);
     }
 
     /// Handles an in-sync member that lacks what it has acknowledged: its disk lost it. It leaves
@@ -254,11 +254,7 @@ impl Peers {
         turn: &mut NodeTurn<'_>,
         snapshots: &mut Snapshots,
     ) {
-        let mut todo = std::mem::take(&mut turn.shards.to_send);
-        while let Some(&(store, _)) = todo.first() {
-            let rest = todo.split_off(&(StoreId(store.0.saturating_add(1)), ShardId(0)));
-            let shards = todo.into_iter().map(|(_, shard)| shard).collect();
-            todo = rest;
+        for (store, shards) in std::mem::take(&mut turn.shards.to_send) {
             self.send_to(turn, snapshots, store, shards);
         }
     }
@@ -268,7 +264,7 @@ impl Peers {
         turn: &mut NodeTurn<'_>,
         snapshots: &mut Snapshots,
         store: StoreId,
-        shards: Vec<ShardId>,
+        shards: ShardSet,
     ) {
         let Some(&conn) = self.dialled_to.get(&store) else { return };
         let Some(connection) = self.dialled.get(&conn) else { return };
@@ -281,7 +277,7 @@ impl Peers {
         let (mut slices, mut bytes) = (Vec::new(), 0);
         for shard in shards {
             if bytes >= room {
-                turn.shards.to_send.insert((store, shard)); // The next ack makes room.
+                turn.shards.mark_follower(store, shard); // The next ack makes room.
                 continue;
             }
             match self.next_slice(turn, store, shard, room - bytes) {
@@ -349,7 +345,7 @@ impl Peers {
         if replica.log.position(prev.seq) != Some(prev) {
             // The follower has applied entries that are not in this log.
             follower.feed = Feed::NeedsSnapshot;
-            turn.shards.to_send.insert((store, shard));
+            turn.shards.mark_follower(store, shard);
             return NextSlice::None;
         }
         // A follower whose disk is full refuses what is above the barrier, and all that comes in
@@ -368,7 +364,7 @@ impl Peers {
         follower.feed = Feed::Streaming { opening: false };
         let (copy, has_more) = (follower.copy, follower.sent.seq < last);
         if has_more {
-            turn.shards.to_send.insert((store, shard));
+            turn.shards.mark_follower(store, shard);
         }
         let slice = Slice { shard, slots, epoch, copy, prev, commit, resume: opening, entries };
         NextSlice::Send(slice)
@@ -455,5 +451,5 @@ fn on_acked(turn: &mut NodeTurn<'_>, peer: StoreBoot, slice: SentSlice) {
     if reviewed {
         turn.shards.to_review.insert(shard);
     }
-    turn.shards.to_send.insert((peer.store, shard));
+    turn.shards.mark_follower(peer.store, shard);
 }

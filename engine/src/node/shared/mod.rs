@@ -21,6 +21,7 @@
 //! | `expiry` | `retention` |
 
 mod order;
+mod shard_set;
 mod shards;
 mod storage;
 
@@ -31,6 +32,7 @@ use crate::planted::Planted;
 use crate::replica::Replica;
 use crate::replica::group_commit::ReplicaTurn;
 
+pub(super) use shard_set::ShardSet;
 pub(super) use shards::Shards;
 pub(super) use storage::Storage;
 pub use storage::TokenCounts;

@@ -1,25 +1,27 @@
 //! The shards of a node: a replica of each, the newest record of each, and what is still to do for
 //! them in this turn.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use crate::ids::{Epoch, ShardId, StoreBoot, StoreId};
 use crate::message::Refusal;
+use crate::node::shared::ShardSet;
 use crate::replica::primary::{Follower, Primary};
 use crate::replica::{Replica, ReplicaRole};
 use crate::shard_record::ShardRecord;
 
 #[derive(Clone, Debug, Default)]
 pub(in crate::node) struct Shards {
-    replicas: BTreeMap<ShardId, Replica>,
+    /// Boxed, as the records are: a search passes over many, and touches few cache lines then.
+    replicas: BTreeMap<ShardId, Box<Replica>>,
     /// The newest record of each shard that was seen, and its mod_revision.
-    pub records: BTreeMap<ShardId, (ShardRecord, u64)>,
+    pub records: BTreeMap<ShardId, Box<(ShardRecord, u64)>>,
     /// Shards whose commit may have moved.
-    pub to_advance: BTreeSet<ShardId>,
+    pub to_advance: ShardSet,
     /// Shards whose in-sync set may have to change.
-    pub to_review: BTreeSet<ShardId>,
+    pub to_review: ShardSet,
     /// Followers for which there is something to send.
-    pub to_send: BTreeSet<(StoreId, ShardId)>,
+    pub to_send: BTreeMap<StoreId, ShardSet>,
     /// The coordinator is to get a report in this turn, however short ago the last one was.
     pub to_report: bool,
 }
@@ -27,16 +29,16 @@ pub(in crate::node) struct Shards {
 impl Shards {
     /// Creates the shards of a node at its start.
     pub(in crate::node) fn new(replicas: impl Iterator<Item = Replica>) -> Self {
-        let replicas = replicas.map(|replica| (replica.shard, replica)).collect();
+        let replicas = replicas.map(|replica| (replica.shard, Box::new(replica))).collect();
         Self { replicas, ..Self::default() }
     }
 
     pub(in crate::node) fn get(&self, shard: ShardId) -> Option<&Replica> {
-        self.replicas.get(&shard)
+        self.replicas.get(&shard).map(Box::as_ref)
     }
 
     pub(in crate::node) fn get_mut(&mut self, shard: ShardId) -> Option<&mut Replica> {
-        self.replicas.get_mut(&shard)
+        self.replicas.get_mut(&shard).map(Box::as_mut)
     }
 
     /// Returns the replica of the shard; without one, `empty` makes it.
@@ -45,16 +47,16 @@ impl Shards {
         shard: ShardId,
         empty: impl FnOnce() -> Replica,
     ) -> &mut Replica {
-        self.replicas.entry(shard).or_insert_with(empty)
+        self.replicas.entry(shard).or_insert_with(|| Box::new(empty()))
     }
 
     /// Returns all replicas, by shard.
     pub(in crate::node) fn iter(&self) -> impl Iterator<Item = &Replica> {
-        self.replicas.values()
+        self.replicas.values().map(Box::as_ref)
     }
 
     pub(in crate::node) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Replica> {
-        self.replicas.values_mut()
+        self.replicas.values_mut().map(Box::as_mut)
     }
 
     /// Returns the state of the shard's primary, if this node leads it.
@@ -93,7 +95,7 @@ impl Shards {
     /// Returns whether the store is in the in-sync set, in the newest record that was seen.
     pub(in crate::node) fn is_in_sync(&self, shard: ShardId, store: StoreId) -> bool {
         let record = self.records.get(&shard);
-        record.is_some_and(|(record, _)| record.isr.contains(&store))
+        record.is_some_and(|record| record.0.isr.contains(&store))
     }
 
     /// Returns the process that leads the shard, in the newest record that was seen.
@@ -104,14 +106,23 @@ impl Shards {
     /// Returns a refusal with the shard's record, so that the gateway finds the primary; `None` if
     /// this node has no record.
     pub(in crate::node) fn redirect(&self, shard: ShardId) -> Option<Refusal> {
-        let (record, _) = self.records.get(&shard)?;
-        Some(Refusal::NotPrimary(Some(Box::new(record.clone()))))
+        let record = self.records.get(&shard)?.0.clone();
+        Some(Refusal::NotPrimary(Some(Box::new(record))))
     }
 
     /// Marks every follower of a shard that this node leads: there is something to send.
     pub(in crate::node) fn mark_followers(&mut self, shard: ShardId) {
-        let Some(primary) = self.replicas.get(&shard).and_then(Replica::primary) else { return };
-        self.to_send.extend(primary.followers.keys().map(|&store| (store, shard)));
+        let Some(primary) = self.replicas.get(&shard).and_then(|replica| replica.primary()) else {
+            return;
+        };
+        for &store in primary.followers.keys() {
+            self.to_send.entry(store).or_default().insert(shard);
+        }
+    }
+
+    /// Marks the shard: there is something to send to this follower.
+    pub(in crate::node) fn mark_follower(&mut self, store: StoreId, shard: ShardId) {
+        self.to_send.entry(store).or_default().insert(shard);
     }
 
     /// Marks the shards that this node leads for a review of their in-sync sets.

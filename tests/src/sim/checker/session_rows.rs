@@ -35,7 +35,7 @@ fn hash(state: &ShardState) -> u64 {
         hash.mix(id.0.revision);
         hash.mix(row.last.0);
         hash.mix(row.answered_below.0);
-        for batch_seq in row.results.keys() {
+        for (batch_seq, _) in &row.results {
             hash.mix(batch_seq.0);
         }
     }

@@ -74,7 +74,7 @@ impl NodeTurn<'_> {
             self.storage.token_counts.count(tokens);
         }
         self.storage.flushing.note_change(self.now);
-        let waiting = replica.primary_mut().and_then(|primary| primary.waiting.remove(&seq));
+        let waiting = replica.primary_mut().and_then(|primary| primary.take_waiting(seq));
         if let Some((((conn, message), answer), (slots, session, batch_seq))) =
             waiting.zip(answer).zip(batch)
         {

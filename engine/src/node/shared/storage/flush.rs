@@ -212,7 +212,7 @@ impl NodeTurn<'_> {
     /// store of the target that is not in sync may lack any part of it. Without the log of its new
     /// primary it would need a snapshot, although no log is longer than it may be.
     fn needed_by_successor(&self, shard: ShardId) -> Seq {
-        let record = self.shards.records.get(&shard).map(|(record, _)| record);
+        let record = self.shards.records.get(&shard).map(|record| &record.0);
         let lags = |record: &ShardRecord| {
             let mut wanted = record.target.iter().chain(&record.learners);
             wanted.any(|store| *store != self.me.store && !record.isr.contains(store))

@@ -26,7 +26,7 @@
 //!
 //! [`Settings::pending_bytes_max`]: crate::node::Settings::pending_bytes_max
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::ops::Bound;
 
 use crate::ids::{Seq, ShardId};
@@ -38,9 +38,7 @@ use crate::replica::log::LogBytes;
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct Memory {
-    /// The size of each shard's log when it was last counted.
-    by_shard: BTreeMap<ShardId, LogBytes>,
-    /// The sum of `by_shard`.
+    /// The sum of what the shards' logs were counted as last.
     logs: LogBytes,
     /// Shards in the order in which their entries were applied, each with its last seq.
     kept: VecDeque<(ShardId, Seq)>,
@@ -54,19 +52,16 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    pub(in crate::node) fn of<'a>(replicas: impl Iterator<Item = &'a Replica>) -> Self {
+    pub(in crate::node) fn of<'a>(replicas: impl Iterator<Item = &'a mut Replica>) -> Self {
         let mut memory = Self::default();
         replicas.for_each(|replica| memory.count(replica));
         memory
     }
 
-    fn count(&mut self, replica: &Replica) {
+    fn count(&mut self, replica: &mut Replica) {
         let now = replica.log_bytes();
-        let before = self.by_shard.insert(replica.shard, now).unwrap_or_default();
-        let all = &mut self.logs;
-        all.kept = all.kept + now.kept - before.kept;
-        all.pending = all.pending + now.pending - before.pending;
-        all.ready = all.ready + now.ready - before.ready;
+        let before = std::mem::replace(&mut replica.counted, now);
+        self.logs = self.logs.changed(before, now);
     }
 
     /// Records that the shard's entries up to `seq` are applied.
@@ -117,8 +112,11 @@ impl Storage {
 
     /// Panics if the counted sums differ from the sizes of the logs.
     pub(in crate::node) fn check_memory(&self, shards: &Shards) {
-        let logs = Memory::of(shards.iter()).logs;
-        assert_eq!(self.memory.logs, logs, "every change of a log is counted");
+        let add = |sum: LogBytes, replica: &Replica| {
+            assert_eq!(replica.counted, replica.log_bytes(), "every change of a log is counted");
+            sum.changed(LogBytes::default(), replica.counted)
+        };
+        assert_eq!(self.memory.logs, shards.iter().fold(LogBytes::default(), add));
     }
 
     /// Returns the bytes of entries that are ordered and not yet applied.
@@ -141,7 +139,7 @@ impl Storage {
 impl NodeTurn<'_> {
     /// Counts the shard's log again.
     pub(in crate::node) fn count_log(&mut self, shard: ShardId) {
-        if let Some(replica) = self.shards.get(shard) {
+        if let Some(replica) = self.shards.get_mut(shard) {
             self.storage.memory.count(replica);
         }
     }
@@ -171,11 +169,7 @@ impl NodeTurn<'_> {
     /// Takes the next of the shards to advance.
     pub(in crate::node) fn next_to_advance(&mut self) -> Option<ShardId> {
         let first = self.storage.memory.held_up_first.unwrap_or(Bound::Unbounded);
-        let shards = &mut self.shards.to_advance;
-        let next = shards.range((first, Bound::Unbounded)).next();
-        let next = next.or_else(|| shards.first()).copied()?;
-        shards.remove(&next);
-        Some(next)
+        self.shards.to_advance.pop_from(first)
     }
 
     /// Makes room in the tables for another entry of this shard: a full table is flushed. Returns

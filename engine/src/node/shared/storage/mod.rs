@@ -66,7 +66,7 @@ impl Storage {
         settings: &Settings,
         now: Now,
         next_group: u64,
-        replicas: impl Iterator<Item = &'a Replica>,
+        replicas: impl Iterator<Item = &'a mut Replica>,
     ) -> Self {
         Self {
             groups: GroupCommit::new(next_group, now),
