@@ -40,7 +40,9 @@ pub struct ApplyWork {
 /// The state of loading an entry's counters and records.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Loading {
-    /// The entry needs nothing, or its load was not requested yet.
+    /// The entry needs nothing of the state.
+    NotNeeded,
+    /// The load was not requested yet.
     NotAsked,
     /// The load was requested.
     Asked {
@@ -74,6 +76,8 @@ pub struct LogBytes {
 pub struct ReplicaLog {
     /// The position before the first entry in memory.
     base: Position,
+    /// The position of the last entry, or the base: at hand without a look at the entries.
+    last: Position,
     entries: VecDeque<CachedEntry>,
     kept_bytes: usize,
     pending_bytes: usize,
@@ -128,7 +132,7 @@ impl ApplyWork {
         };
         let loaded = match &self.loading {
             Loading::Ready { loaded, .. } => loaded.bytes(),
-            Loading::NotAsked | Loading::Asked { .. } => 0,
+            Loading::NotNeeded | Loading::NotAsked | Loading::Asked { .. } => 0,
         };
         memory::allocated(size_of::<Self>()) + decoded + loaded
     }
@@ -140,6 +144,7 @@ impl ReplicaLog {
         let epochs = if base.seq == Seq(0) { vec![] } else { vec![(base.epoch, base.seq)] };
         Self {
             base,
+            last: base,
             entries: VecDeque::new(),
             kept_bytes: 0,
             pending_bytes: 0,
@@ -157,7 +162,7 @@ impl ReplicaLog {
 
     /// The position of the last entry.
     pub fn last(&self) -> Position {
-        self.entries.back().map_or(self.base, |cached| cached.entry.position())
+        self.last
     }
 
     /// The last seq that has been fsynced.
@@ -198,7 +203,9 @@ impl ReplicaLog {
         if self.epoch_at(entry.seq.prev()) != Some(entry.epoch) {
             self.epochs.push((entry.epoch, entry.seq));
         }
-        let work = Some(Box::new(ApplyWork { decoded, loading: Loading::NotAsked }));
+        let loading = if decoded.loads() { Loading::NotAsked } else { Loading::NotNeeded };
+        let work = Some(Box::new(ApplyWork { decoded, loading }));
+        self.last = entry.position();
         let mut cached = CachedEntry { entry, work, end: 0 };
         self.pending_bytes += cached.bytes();
         self.end += cached.bytes() as u64;
@@ -222,7 +229,9 @@ impl ReplicaLog {
         while let Some(cached) = self.entries.pop_back_if(|cached| cached.entry.seq > after) {
             self.pending_bytes -= cached.bytes();
         }
-        self.end = self.entries.back().map_or(self.applied_end, |cached| cached.end);
+        let last = self.entries.back();
+        self.end = last.map_or(self.applied_end, |cached| cached.end);
+        self.last = last.map_or(self.base, |cached| cached.entry.position());
         self.durable = self.durable.min(after);
         self.epochs.retain(|&(_, first)| first <= after);
     }

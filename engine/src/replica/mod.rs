@@ -29,9 +29,9 @@ pub mod view;
 use std::collections::VecDeque;
 
 use crate::entry::{Body, Entry, Position};
-use crate::ids::{CopyNo, Epoch, Seq, ShardId, Slots};
+use crate::ids::{CopyNo, Epoch, Seq, ShardId, Slots, StoreId};
 use crate::message::DigestPoint;
-use crate::node::settings::NodeSizes;
+use crate::node::settings::{NodeSizes, Settings};
 use crate::planted::Planted;
 use crate::shard::apply;
 use crate::shard::state::ShardState;
@@ -250,6 +250,24 @@ impl Replica {
             ReplicaRole::Primary(primary) => Some(primary),
             ReplicaRole::Follower => None,
         }
+    }
+
+    /// The seq up to which this primary may commit, if there is one.
+    pub fn committable(&self, me: StoreId, settings: &Settings) -> Option<Seq> {
+        let planted = settings.planted;
+        let durable = match Planted::CountOwnUnsynced.is_in(planted) {
+            true => self.log.last().seq,
+            false => self.log.durable(),
+        };
+        self.primary()?.committable(me, durable, settings.min_in_sync, planted)
+    }
+
+    /// Whether the commit would move now, or there is an entry to apply.
+    pub fn advances(&self, me: StoreId, settings: &Settings) -> bool {
+        let begins = || self.primary().is_some_and(|primary| !primary.active);
+        let committable = self.committable(me, settings);
+        committable.is_some_and(|seq| seq > self.commit || begins())
+            || self.next_to_apply().is_some()
     }
 
     /// The next entry to apply, if it is committed and fsynced here.

@@ -39,13 +39,6 @@ pub struct Needs {
     pub records: Vec<RecordId>,
 }
 
-impl Needs {
-    /// Returns whether the entry can be applied without a load.
-    pub fn is_empty(&self) -> bool {
-        self.counters.is_empty() && self.records.is_empty()
-    }
-}
-
 /// The rows that were loaded for an entry. A record of a dropped bucket may be among them.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Loaded {
@@ -84,6 +77,14 @@ pub enum Decoded {
     Ops(Ops),
     /// An intact batch that can't be decoded: applied as "no effect" on every replica alike.
     Malformed,
+}
+
+impl Decoded {
+    /// Returns whether applying needs anything of the state: whether [`needs`] names anything.
+    pub fn loads(&self) -> bool {
+        let Self::Ops(Ops { ops, tokened }) = self else { return false };
+        !tokened.is_empty() || ops.iter().any(|op| op.kind.loads_value())
+    }
 }
 
 /// The entry was written by a newer build. Guessing at it would make this replica differ from the

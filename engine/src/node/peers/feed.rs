@@ -431,7 +431,7 @@ enum NextSlice {
 fn on_acked(turn: &mut NodeTurn<'_>, peer: StoreBoot, slice: SentSlice) {
     let shard = slice.shard;
     let Some(replica) = turn.shards.get_mut(shard) else { return };
-    let commit = replica.commit;
+    let (commit, last) = (replica.commit, replica.log.last().seq);
     let Some(primary) = replica.primary_mut() else { return };
     let Some(follower) = primary.followers.get_mut(&peer.store) else { return };
     let counts =
@@ -446,10 +446,14 @@ fn on_acked(turn: &mut NodeTurn<'_>, peer: StoreBoot, slice: SentSlice) {
     if follower.lost_acked_data && !counted && follower.acked >= commit.max(primary.barrier) {
         follower.lost_acked_data = false;
     }
-    let reviewed = primary.record.learners.contains(&peer.store) || primary.frozen;
-    turn.shards.to_advance.insert(shard);
-    if reviewed {
+    let streams = matches!(follower.feed, Feed::Streaming { opening: false });
+    let is_waiting = !streams || follower.sent.seq < last;
+    let is_reviewed = primary.record.learners.contains(&peer.store) || primary.frozen;
+    turn.mark_if_it_advances(shard);
+    if is_reviewed {
         turn.shards.to_review.insert(shard);
     }
-    turn.shards.mark_follower(peer.store, shard);
+    if is_waiting {
+        turn.shards.mark_follower(peer.store, shard);
+    }
 }

@@ -95,15 +95,17 @@ impl Peers {
                 continue;
             }
             match take_slice(turn, &slice) {
-                Ok(()) => {}
+                Ok(()) => {
+                    turn.mark_if_it_advances(shard);
+                }
                 Err(SliceRefusal::Reject(reason)) => {
                     connection.skipping.insert(shard);
                     let message = FromFollower::Reject { n, shard, reason };
                     turn.effects.push(Effect::ToPrimary { conn, message });
+                    turn.shards.to_advance.insert(shard);
                 }
                 Err(SliceRefusal::Damaged) => return self.close(turn, conn),
             }
-            turn.shards.to_advance.insert(shard);
         }
         let mut group = turn.storage.groups().covering().unwrap_or(0);
         if turn.planted(Planted::AckBeforeBackupFsync) {
@@ -148,7 +150,9 @@ impl Peers {
 
 fn take_slice(turn: &mut NodeTurn<'_>, slice: &Slice) -> Result<(), SliceRefusal> {
     let shard = slice.shard;
-    let in_sync = turn.shards.is_in_sync(shard, turn.me.store);
+    // Only a full disk asks.
+    let in_sync =
+        turn.storage.is_disk_full() && turn.shards.is_in_sync(shard, turn.me.store);
     let Some((replica, mut replica_turn)) = turn.replica_in_turn(shard) else {
         return Err(Reject::WrongCopy { copy: CopyNo(0) }.into());
     };

@@ -94,6 +94,17 @@ impl NodeTurn<'_> {
         bug.is_in(self.settings.planted)
     }
 
+    /// Marks the shard to be advanced, if its commit would move or there is an entry to apply.
+    /// Returns whether it is marked now.
+    pub(super) fn mark_if_it_advances(&mut self, shard: ShardId) -> bool {
+        let replica = self.shards.get(shard);
+        let advances = replica.is_some_and(|it| it.advances(self.me.store, self.settings));
+        if advances {
+            self.shards.to_advance.insert(shard);
+        }
+        advances
+    }
+
     /// Returns the shard's replica, and what it may use while it writes to the log.
     pub(super) fn replica_in_turn(
         &mut self,

@@ -26,7 +26,7 @@ impl NodeTurn<'_> {
         replica.append(&mut replica_turn, entry);
         self.count_log(shard);
         self.shards.mark_followers(shard);
-        self.shards.to_advance.insert(shard);
+        self.mark_if_it_advances(shard);
         self.prefetch(shard, seq);
         Some(seq)
     }

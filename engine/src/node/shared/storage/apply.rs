@@ -14,20 +14,12 @@ impl NodeTurn<'_> {
     /// Moves a shard's commit, then applies what is committed. Returns the last seq that was
     /// applied before.
     pub(in crate::node) fn advance(&mut self, shard: ShardId) -> Seq {
-        let (me, min) = (self.me.store, self.settings.min_in_sync);
-        let planted = self.settings.planted;
         let Some(replica) = self.shards.get_mut(shard) else { return Seq(0) };
         let before = replica.state.applied.seq;
-        let mut durable = replica.log.durable();
-        if Planted::CountOwnUnsynced.is_in(planted) {
-            durable = replica.log.last().seq;
-        }
-        if let Some(primary) = replica.primary_mut()
-            && let Some(seq) = primary.committable(me, durable, min, planted)
-        {
-            let begins = !std::mem::replace(&mut primary.active, true);
+        if let Some(seq) = replica.committable(self.me.store, self.settings) {
             replica.commit = replica.commit.max(seq);
-            if begins {
+            let primary = replica.primary_mut();
+            if primary.is_some_and(|primary| !std::mem::replace(&mut primary.active, true)) {
                 self.shards.to_review.insert(shard);
             }
         }
@@ -52,7 +44,7 @@ impl NodeTurn<'_> {
                 loaded
             }
             Loading::Asked { .. } => return false,
-            _ if apply::needs(&work.decoded, replica.state.slots).is_empty() => &none,
+            Loading::NotNeeded => &none,
             _ => {
                 self.load_for_entry(shard, seq);
                 return false;

@@ -53,8 +53,7 @@ impl NodeTurn<'_> {
             && let Some(held) = replica.log.get(seq)
         {
             let Some(work) = &held.work else { return };
-            let needs = || apply::needs(&work.decoded, replica.state.slots);
-            if work.loading == Loading::NotAsked && !needs().is_empty() {
+            if work.loading == Loading::NotAsked {
                 self.load_for_entry(shard, seq);
             }
             seq = seq.next();
