@@ -82,42 +82,61 @@ fn split_varint_u128(bytes: &[u8]) -> Option<(u128, &[u8])> {
     None
 }
 
+/// A byte string that a [`Reader`] reads: shared, or borrowed.
+pub trait ByteString: bytes::Buf + AsRef<[u8]> {
+    /// Splits off the first `len` bytes, of which there are enough. They share its memory.
+    fn split_front(&mut self, len: usize) -> Self;
+}
+
+impl ByteString for Bytes {
+    fn split_front(&mut self, len: usize) -> Self {
+        self.split_to(len)
+    }
+}
+
+impl ByteString for &[u8] {
+    fn split_front(&mut self, len: usize) -> Self {
+        let (front, rest) = self.split_at(len);
+        *self = rest;
+        front
+    }
+}
+
 /// Takes values off the front of a byte string. Byte strings that it returns share memory with the
 /// input. Each method returns [`Malformed`] with the name `what` if the input is too short or not a
 /// value of that kind.
 #[derive(Clone, Debug)]
-pub struct Reader {
-    rest: Bytes,
+pub struct Reader<B = Bytes> {
+    rest: B,
 }
 
-impl Reader {
+impl<B: ByteString> Reader<B> {
     /// A reader of these bytes.
-    pub fn new(bytes: Bytes) -> Self {
+    pub fn new(bytes: B) -> Self {
         Self { rest: bytes }
     }
 
     /// Returns whether everything was read.
     pub fn is_empty(&self) -> bool {
-        self.rest.is_empty()
+        self.remaining() == 0
     }
 
     /// The number of bytes left.
     pub fn remaining(&self) -> usize {
-        self.rest.len()
+        self.rest.remaining()
     }
 
     /// Takes the next `len` bytes.
-    pub fn take(&mut self, len: usize, what: &'static str) -> Result<Bytes, Malformed> {
-        if self.rest.len() < len {
+    pub fn take(&mut self, len: usize, what: &'static str) -> Result<B, Malformed> {
+        if self.remaining() < len {
             return Err(Malformed(what));
         }
-        Ok(self.rest.split_to(len))
+        Ok(self.rest.split_front(len))
     }
 
     fn array<const N: usize>(&mut self, what: &'static str) -> Result<[u8; N], Malformed> {
-        let head = self.rest.get(..N).ok_or(Malformed(what))?;
-        let array = head.try_into().map_err(|_| Malformed(what))?;
-        bytes::Buf::advance(&mut self.rest, N);
+        let array = *self.rest.as_ref().first_chunk().ok_or(Malformed(what))?;
+        self.rest.advance(N);
         Ok(array)
     }
 
@@ -158,9 +177,9 @@ impl Reader {
 
     /// Takes a varint of up to 128 bits.
     pub fn varint_u128(&mut self, what: &'static str) -> Result<u128, Malformed> {
-        let (value, rest) = split_varint_u128(&self.rest).ok_or(Malformed(what))?;
-        let len = self.rest.len() - rest.len();
-        bytes::Buf::advance(&mut self.rest, len);
+        let (value, rest) = split_varint_u128(self.rest.as_ref()).ok_or(Malformed(what))?;
+        let len = self.remaining() - rest.len();
+        self.rest.advance(len);
         Ok(value)
     }
 
@@ -170,7 +189,7 @@ impl Reader {
     }
 
     /// Takes a length and that many bytes.
-    pub fn bytes(&mut self, what: &'static str) -> Result<Bytes, Malformed> {
+    pub fn bytes(&mut self, what: &'static str) -> Result<B, Malformed> {
         let len = usize::try_from(self.varint(what)?).map_err(|_| Malformed(what))?;
         self.take(len, what)
     }
@@ -179,7 +198,7 @@ impl Reader {
     /// so a damaged count can't make the caller reserve memory for it.
     pub fn count(&mut self, what: &'static str) -> Result<usize, Malformed> {
         let count = usize::try_from(self.varint(what)?).map_err(|_| Malformed(what))?;
-        if count > self.rest.len() {
+        if count > self.remaining() {
             return Err(Malformed(what));
         }
         Ok(count)
@@ -187,7 +206,7 @@ impl Reader {
 
     /// Ends the reading. Bytes that are left are an error.
     pub fn finish(self, what: &'static str) -> Result<(), Malformed> {
-        if self.rest.is_empty() { Ok(()) } else { Err(Malformed(what)) }
+        if self.is_empty() { Ok(()) } else { Err(Malformed(what)) }
     }
 }
 
@@ -199,7 +218,7 @@ mod tests {
     fn round_trip(value: i128) {
         let mut out = Vec::new();
         put_varint_i128(&mut out, value);
-        let mut reader = Reader::new(out.into());
+        let mut reader = Reader::new(&out[..]);
         assert_eq!(reader.varint_i128("value"), Ok(value));
         assert_eq!(reader.finish("end"), Ok(()));
     }

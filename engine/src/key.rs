@@ -41,19 +41,8 @@ impl CounterKey {
 
     /// Checks a name in the form `namespace ‖ 0 ‖ key`.
     pub fn from_name(name: Bytes) -> Result<Self, KeyError> {
-        let zero = name.iter().position(|&byte| byte == 0).ok_or(KeyError::Namespace)?;
-        check_namespace(&name[..zero])?;
-        check_key(&name[zero + 1..])?;
+        NameChecker::default().check(&name)?;
         Ok(Self(name))
-    }
-
-    /// Like [`CounterKey::from_name`], faster for a name of the same namespace as `before`.
-    pub fn from_name_after(name: Bytes, before: &Self) -> Result<Self, KeyError> {
-        let prefix = &before.0[..=before.zero()];
-        match name.strip_prefix(prefix).map(check_key) {
-            Some(checked) => checked.map(|()| Self(name)),
-            None => Self::from_name(name),
-        }
     }
 
     /// `namespace ‖ 0 ‖ key`
@@ -68,7 +57,7 @@ impl CounterKey {
 
     /// The namespace.
     pub fn namespace(&self) -> &[u8] {
-        &self.0[..self.zero()]
+        namespace_of(&self.0)
     }
 
     /// The key.
@@ -83,6 +72,33 @@ impl CounterKey {
     /// The slot that the counter lies in.
     pub fn slot(&self) -> Slot {
         slot_of(hash(&self.0))
+    }
+}
+
+impl std::borrow::Borrow<[u8]> for CounterKey {
+    fn borrow(&self) -> &[u8] {
+        self.name()
+    }
+}
+
+/// Checks names in the form `namespace ‖ 0 ‖ key`, faster those of the same namespace as the one
+/// before.
+#[derive(Debug, Default)]
+pub struct NameChecker<'a> {
+    /// `namespace ‖ 0` of the last name.
+    prefix: &'a [u8],
+}
+
+impl<'a> NameChecker<'a> {
+    /// Checks the next name.
+    pub fn check(&mut self, name: &'a [u8]) -> Result<(), KeyError> {
+        if let Some(key) = name.strip_prefix(self.prefix).filter(|_| !self.prefix.is_empty()) {
+            return check_key(key);
+        }
+        let zero = name.iter().position(|&byte| byte == 0).ok_or(KeyError::Namespace)?;
+        check_namespace(&name[..zero])?;
+        self.prefix = &name[..=zero];
+        check_key(&name[zero + 1..])
     }
 }
 
@@ -128,6 +144,11 @@ fn check_namespace(namespace: &[u8]) -> Result<(), KeyError> {
 
 fn check_key(key: &[u8]) -> Result<(), KeyError> {
     if (1..=KEY_BYTES_MAX).contains(&key.len()) { Ok(()) } else { Err(KeyError::Key) }
+}
+
+/// The namespace of a checked name.
+pub fn namespace_of(name: &[u8]) -> &[u8] {
+    name.split(|&byte| byte == 0).next().expect("a name has a namespace")
 }
 
 /// The xxh3-128 of a name. Never changes, since data on disk is placed by it.

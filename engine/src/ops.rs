@@ -14,7 +14,7 @@ use bytes::Bytes;
 use crate::batch::{Batch, Codec};
 use crate::codec::{Malformed, Reader, put_bytes, put_varint, put_varint_i128, varint_i128_len};
 use crate::ids::TimeMs;
-use crate::key::CounterKey;
+use crate::key::{CounterKey, NameChecker};
 use crate::memory;
 use crate::token::{IssueTime, Scope, Tag};
 
@@ -26,9 +26,6 @@ const KIND_DELETE: u8 = 2;
 const KIND_TOKEN: u8 = 3;
 /// A flag beside a token's scope: the issue time is the shard's time of arrival.
 const ARRIVED: u8 = 2;
-
-/// The bytes of a payload for which room for one operation is made.
-const OP_BYTES_ASSUMED: usize = 16;
 
 /// An unpacked payload is never larger than this, whatever length the packed one states.
 pub const UNPACKED_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -78,14 +75,35 @@ impl OpKind {
     }
 }
 
-/// A decoded payload.
+/// A decoded payload: the bytes, which were checked, and what is known of them as a whole. Its
+/// operations are read out of the bytes whenever they are needed: a list of them would be many
+/// times as large.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Ops {
-    /// All operations, in order, with a token or without.
-    pub ops: Vec<Op>,
+    payload: Bytes,
+    /// An operation needs the value that it finds.
+    loads_values: bool,
     /// The operations that have a token: groups in ascending order, apart from each other, none
     /// empty.
     pub tokened: Vec<TokenedOps>,
+}
+
+/// One operation of a payload.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct OpRef<'a> {
+    /// The counter's name, which was checked.
+    pub name: &'a [u8],
+    /// The change.
+    pub kind: OpKind,
+}
+
+impl OpRef<'_> {
+    /// Returns the operation with a name of its own.
+    pub fn to_op(self) -> Op {
+        let name = Bytes::copy_from_slice(self.name);
+        let counter = CounterKey::from_name(name).expect("it was checked");
+        Op { counter, kind: self.kind }
+    }
 }
 
 /// Operations under one token, applied as a whole or not at all.
@@ -102,17 +120,48 @@ pub struct TokenedOps {
 }
 
 impl Ops {
-    /// Bytes of memory in use, without the bytes that the names are slices of.
+    /// Bytes of memory in use, without the payload.
     pub fn bytes(&self) -> usize {
-        memory::allocated(self.ops.capacity() * size_of::<Op>())
-            + memory::allocated(self.tokened.capacity() * size_of::<TokenedOps>())
+        memory::allocated(self.tokened.capacity() * size_of::<TokenedOps>())
+    }
+
+    /// Returns whether applying needs a value or a record of the state.
+    pub fn loads(&self) -> bool {
+        self.loads_values || !self.tokened.is_empty()
+    }
+
+    /// All operations, in order, with a token or without.
+    pub fn iter(&self) -> OpsIter<'_> {
+        let mut from = Reader::new(&self.payload[..]);
+        if !from.is_empty() {
+            from.u8("ops format").expect("it was checked");
+        }
+        OpsIter { from }
     }
 }
 
 impl TokenedOps {
-    /// The operations themselves, or what belongs to them, out of all of the payload.
+    /// What belongs to the operations, out of what belongs to all of the payload.
     pub fn of<'a, T>(&self, all: &'a [T]) -> &'a [T] {
         &all[self.first..self.first + self.count]
+    }
+}
+
+/// The operations of a payload.
+#[derive(Clone, Debug)]
+pub struct OpsIter<'a> {
+    from: Reader<&'a [u8]>,
+}
+
+impl<'a> Iterator for OpsIter<'a> {
+    type Item = OpRef<'a>;
+
+    fn next(&mut self) -> Option<OpRef<'a>> {
+        if self.from.is_empty() {
+            return None;
+        }
+        let op = decode_op(&mut self.from, |from| decode_token(from, 0).map(drop));
+        Some(op.expect("the payload was checked when it was decoded"))
     }
 }
 
@@ -184,12 +233,12 @@ pub fn encode(ops: &[Op]) -> Bytes {
     out.into()
 }
 
-/// Decodes the operations of a batch, in order. Names share memory with the payload.
+/// Decodes the operations of a batch.
 pub fn decode_batch(batch: &Batch) -> Result<Ops, OpsError> {
     decode(unpack(batch)?)
 }
 
-/// The bytes that the names of a decoded batch hold beside its payload.
+/// The bytes that a decoded batch holds beside its payload.
 pub fn unpacked_bytes(batch: &Batch) -> usize {
     let packed = batch.codec == Codec::Lz4 as u8;
     let size = packed.then(|| lz4_flex::block::uncompressed_size(&batch.payload));
@@ -215,34 +264,32 @@ fn unpack(batch: &Batch) -> Result<Bytes, OpsError> {
 
 /// Decodes the operations of an unpacked payload.
 pub fn decode(payload: Bytes) -> Result<Ops, OpsError> {
-    let mut from = Reader::new(payload);
+    let mut from = Reader::new(&payload[..]);
     if from.u8("ops format")? != FORMAT {
         return Err(OpsError::Unknown("ops format"));
     }
-    // Most operations take more than this, so the list hardly ever grows. Long names leave it half
-    // empty.
-    let mut ops = Vec::with_capacity(from.remaining() / OP_BYTES_ASSUMED);
+    let mut names = NameChecker::default();
+    let (mut count, mut rest_of_group, mut loads_values) = (0, 0, false);
     let mut tokened = Vec::new();
-    while !from.is_empty() {
-        match from.u8("op kind")? {
-            KIND_TOKEN => {
-                let token = decode_token(&mut from, ops.len())?;
-                for _ in 0..token.count {
-                    let kind = from.u8("op kind")?;
-                    ops.push(decode_op(kind, &mut from, ops.last())?);
-                }
-                tokened.push(token);
+    while !from.is_empty() || rest_of_group > 0 {
+        let op = decode_op(&mut from, |from| {
+            if rest_of_group > 0 {
+                return Err(OpsError::Malformed("token among the ops of another"));
             }
-            kind => ops.push(decode_op(kind, &mut from, ops.last())?),
-        }
+            let token = decode_token(from, count)?;
+            rest_of_group = token.count;
+            tokened.push(token);
+            Ok(())
+        })?;
+        names.check(op.name).map_err(|_| OpsError::Malformed("op name"))?;
+        loads_values |= op.kind.loads_value();
+        rest_of_group = rest_of_group.saturating_sub(1);
+        count += 1;
     }
-    if ops.len() < ops.capacity() / 2 {
-        ops.shrink_to_fit();
-    }
-    Ok(Ops { ops, tokened })
+    Ok(Ops { payload, loads_values, tokened })
 }
 
-fn decode_token(from: &mut Reader, first: usize) -> Result<TokenedOps, OpsError> {
+fn decode_token(from: &mut Reader<&[u8]>, first: usize) -> Result<TokenedOps, OpsError> {
     let head = from.u8("token scope")?;
     let scope = match head & !ARRIVED {
         0 => Scope::Counter,
@@ -263,31 +310,29 @@ fn decode_token(from: &mut Reader, first: usize) -> Result<TokenedOps, OpsError>
     Ok(TokenedOps { tag: Tag { scope, hash, fingerprint }, issued, first, count })
 }
 
-/// Reads one operation after its kind. A token can't be among the operations of another token.
-fn decode_op(kind: u8, from: &mut Reader, before: Option<&Op>) -> Result<Op, OpsError> {
-    let decode_counter = |from: &mut Reader| decode_counter(from, before);
+/// Reads one operation. `read_token` reads the head of the token that may stand before it.
+fn decode_op<'a>(
+    from: &mut Reader<&'a [u8]>,
+    read_token: impl FnOnce(&mut Reader<&'a [u8]>) -> Result<(), OpsError>,
+) -> Result<OpRef<'a>, OpsError> {
+    let mut kind = from.u8("op kind")?;
+    if kind == KIND_TOKEN {
+        read_token(from)?;
+        kind = from.u8("op kind")?;
+    }
     match kind {
         KIND_ADD => {
-            let counter = decode_counter(from)?;
-            Ok(Op { counter, kind: OpKind::Add { delta: from.varint_i128("delta")? } })
+            let name = from.bytes("op name")?;
+            Ok(OpRef { name, kind: OpKind::Add { delta: from.varint_i128("delta")? } })
         }
         KIND_ADD_RETURNING => {
-            let counter = decode_counter(from)?;
-            Ok(Op { counter, kind: OpKind::AddReturning { delta: from.varint_i128("delta")? } })
+            let name = from.bytes("op name")?;
+            Ok(OpRef { name, kind: OpKind::AddReturning { delta: from.varint_i128("delta")? } })
         }
-        KIND_DELETE => Ok(Op { counter: decode_counter(from)?, kind: OpKind::Delete }),
+        KIND_DELETE => Ok(OpRef { name: from.bytes("op name")?, kind: OpKind::Delete }),
         KIND_TOKEN => Err(OpsError::Malformed("token among the ops of another")),
         _ => Err(OpsError::Unknown("op kind")),
     }
-}
-
-fn decode_counter(from: &mut Reader, before: Option<&Op>) -> Result<CounterKey, OpsError> {
-    let name = from.bytes("op name")?;
-    let counter = match before {
-        Some(before) => CounterKey::from_name_after(name, &before.counter),
-        None => CounterKey::from_name(name),
-    };
-    counter.map_err(|_| OpsError::Malformed("op name"))
 }
 
 #[cfg(test)]
@@ -304,13 +349,14 @@ mod tests {
         ]
     }
 
-    fn plain(ops: Vec<Op>) -> Ops {
-        Ops { ops, tokened: Vec::new() }
+    fn read(decoded: Result<Ops, OpsError>) -> (Vec<Op>, Vec<TokenedOps>) {
+        let ops = decoded.expect("it can be read");
+        (ops.iter().map(OpRef::to_op).collect(), ops.tokened)
     }
 
     #[test]
     fn round_trips() {
-        assert_eq!(decode(encode(&ops())), Ok(plain(ops())));
+        assert_eq!(read(decode(encode(&ops()))), (ops(), vec![]));
     }
 
     /// Golden test: these bytes are in logs on disk.
@@ -334,7 +380,7 @@ mod tests {
             Codec::Lz4,
             packed.into(),
         );
-        assert_eq!(decode_batch(&batch), Ok(plain(ops())));
+        assert_eq!(read(decode_batch(&batch)), (ops(), vec![]));
     }
 
     fn tag(scope: Scope) -> Tag {
@@ -359,7 +405,7 @@ mod tests {
         assert_eq!(out[..head.concat().len()], head.concat());
         let (first, count) = (0, 2);
         let tokened = vec![TokenedOps { tag: tag(Scope::Batch), issued, first, count }];
-        assert_eq!(decode(out.into()), Ok(Ops { ops: ops(), tokened }));
+        assert_eq!(read(decode(out.into())), (ops(), tokened));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! record is.
 
 use crate::ids::{Slot, TimeMs};
-use crate::key::CounterKey;
+use crate::key::{self, CounterKey};
 
 /// The kind of request that a record belongs to.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -34,11 +34,11 @@ impl Tag {
         CounterKey::new(namespace, &self.hash.to_le_bytes()).ok()
     }
 
-    /// The key of the record. `counter`: one of those that the operations are on. `first`: the
+    /// The key of the record. `name`: that of a counter that the operations are on. `first`: the
     /// shard's first slot.
-    pub fn record(&self, counter: &CounterKey, first: Slot) -> RecordId {
+    pub fn record(&self, name: &[u8], first: Slot) -> RecordId {
         let slot = match self.scope {
-            Scope::Counter => counter.slot(),
+            Scope::Counter => key::slot_of(key::hash(name)),
             Scope::Batch => first,
         };
         RecordId { slot, hash: self.hash }

@@ -56,7 +56,7 @@ impl CoordinatorRecord {
     }
 
     fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
-        let mut from = Reader::new(bytes.to_vec().into());
+        let mut from = Reader::new(bytes);
         if from.u8("candidate format")? != FORMAT {
             return Err(Malformed("candidate format"));
         }

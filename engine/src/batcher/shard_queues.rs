@@ -14,7 +14,8 @@ use crate::planted::Planted;
 /// The queue of every shard that has had operations. See the module.
 #[derive(Clone, Debug)]
 pub(super) struct ShardQueues {
-    queues: BTreeMap<ShardId, ShardQueue>,
+    /// Boxed: a search passes over many, and touches few cache lines then.
+    queues: BTreeMap<ShardId, Box<ShardQueue>>,
     /// The number of batches in flight.
     in_flight: usize,
     /// The memory of all operations that wait or are in flight, in bytes.
@@ -39,7 +40,7 @@ impl ShardQueues {
     }
 
     pub(super) fn get(&self, shard: ShardId) -> Option<&ShardQueue> {
-        self.queues.get(&shard)
+        self.queues.get(&shard).map(Box::as_ref)
     }
 
     pub(super) fn in_flight(&self, shard: ShardId) -> Option<&InFlightBatch> {
@@ -120,7 +121,8 @@ impl ShardQueues {
 
     /// Adds operations to the queue of these slots, a new one if the shard has had none.
     pub(super) fn add(&mut self, slots: Slots, add: impl FnOnce(&mut ShardQueue)) {
-        let queue = self.queues.entry(slots.shard()).or_insert_with(|| ShardQueue::new(slots));
+        let queues = self.queues.entry(slots.shard());
+        let queue = queues.or_insert_with(|| Box::new(ShardQueue::new(slots)));
         self.bytes -= queue.waiting_bytes();
         add(queue);
         self.bytes += queue.waiting_bytes();

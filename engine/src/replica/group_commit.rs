@@ -46,8 +46,8 @@ impl ReplicaTurn<'_> {
     }
 }
 
-/// The seqs that one group contains, in the order in which they were written, each with the mark of
-/// the copy that it belongs to. A shard may come more than once.
+/// The last seq of each shard in one group, with the mark of the copy that it belongs to, in the
+/// order of writing. A shard may come more than once.
 type Marks = Vec<(ShardId, CopyMark, Seq)>;
 
 /// Counts how often a copy of the shard has begun or ended on this node: an fsync makes entries
@@ -99,7 +99,10 @@ impl GroupCommit {
             LogRecord::Append { shard, entry } => {
                 self.gathered_bytes += entry.size();
                 let mark = self.copies.get(shard).copied().unwrap_or_default();
-                self.gathered.push((*shard, mark, entry.seq));
+                match self.gathered.last_mut() {
+                    Some((last, of, seq)) if (*last, *of) == (*shard, mark) => *seq = entry.seq,
+                    _ => self.gathered.push((*shard, mark, entry.seq)),
+                }
             }
             LogRecord::Truncate { shard, after } => {
                 // An entry that was cut and written again may lie in a group that is still in

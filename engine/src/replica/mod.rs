@@ -264,10 +264,8 @@ impl Replica {
 
     /// Whether the commit would move now, or there is an entry to apply.
     pub fn advances(&self, me: StoreId, settings: &Settings) -> bool {
-        let begins = || self.primary().is_some_and(|primary| !primary.active);
         let committable = self.committable(me, settings);
-        committable.is_some_and(|seq| seq > self.commit || begins())
-            || self.next_to_apply().is_some()
+        committable.is_some_and(|seq| seq > self.commit) || self.next_to_apply().is_some()
     }
 
     /// The next entry to apply, if it is committed and fsynced here.

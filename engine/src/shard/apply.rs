@@ -16,7 +16,7 @@ use crate::ids::{Slot, Slots, TimeMs};
 use crate::key::{self, CounterKey};
 use crate::memory;
 use crate::message::BatchReply;
-use crate::ops::{self, Op, OpKind, Ops, OpsError, TokenedOps};
+use crate::ops::{self, OpKind, OpRef, Ops, OpsError, OpsIter, TokenedOps};
 use crate::planted::Planted;
 use crate::shard::digest;
 use crate::shard::idempotency::{
@@ -25,7 +25,7 @@ use crate::shard::idempotency::{
 use crate::shard::sessions::{BatchResult, Judgement};
 use crate::shard::state::ShardState;
 use crate::store::layout;
-use crate::store::table::Tables;
+use crate::store::table::{PREFETCHED, Tables};
 
 /// Values of counters in the state on disk, below the tables.
 pub type Values = BTreeMap<CounterKey, i128>;
@@ -82,8 +82,7 @@ pub enum Decoded {
 impl Decoded {
     /// Returns whether applying needs anything of the state: whether [`needs`] names anything.
     pub fn loads(&self) -> bool {
-        let Self::Ops(Ops { ops, tokened }) = self else { return false };
-        !tokened.is_empty() || ops.iter().any(|op| op.kind.loads_value())
+        matches!(self, Self::Ops(ops) if ops.loads())
     }
 }
 
@@ -113,19 +112,21 @@ pub fn decode(entry: &Entry) -> Result<Decoded, Unknown> {
 
 /// Returns what to load before the entry can be applied to a shard of these slots.
 pub fn needs(decoded: &Decoded, slots: Slots) -> Needs {
-    let Decoded::Ops(Ops { ops, tokened }) = decoded else { return Needs::default() };
+    let Decoded::Ops(ops) = decoded else { return Needs::default() };
     let asking = ops.iter().filter(|op| op.kind.loads_value());
-    let mut counters: Vec<_> = asking.map(|op| op.counter.clone()).collect();
+    let mut counters: Vec<_> = asking.map(|op| op.to_op().counter).collect();
     counters.sort();
     counters.dedup();
-    let mut records: Vec<_> = tokened.iter().map(|group| record_id(group, ops, slots)).collect();
+    let (mut at, mut next) = (ops.iter(), 0);
+    let mut record_of = |group: &TokenedOps| {
+        let first = at.nth(group.first - next).expect("a group is not empty");
+        next = group.first + 1;
+        group.tag.record(first.name, Slot(slots.lo))
+    };
+    let mut records: Vec<_> = ops.tokened.iter().map(&mut record_of).collect();
     records.sort();
     records.dedup();
     Needs { counters, records }
-}
-
-fn record_id(group: &TokenedOps, ops: &[Op], slots: Slots) -> RecordId {
-    group.tag.record(&ops[group.first].counter, Slot(slots.lo))
 }
 
 /// Applies the next entry and returns the answer to its batch; `None` for an entry without one.
@@ -189,38 +190,43 @@ struct Applying<'a> {
 
 impl Applying<'_> {
     fn run(mut self, decoded: &Decoded) -> BatchResult {
-        let Decoded::Ops(Ops { ops, tokened }) = decoded else { return BatchResult::Malformed };
+        let Decoded::Ops(ops) = decoded else { return BatchResult::Malformed };
         // An operation for another shard's slot can only come from a faulty gateway. It must have
         // no effect, since its counter's rows belong to another log.
-        let hashes: Vec<_> = ops.iter().map(|op| key::hash(op.counter.name())).collect();
+        let hashes: Vec<_> = ops.iter().map(|op| key::hash(op.name)).collect();
         if hashes.iter().any(|&hash| !self.state.slots.contains(key::slot_of(hash))) {
             return BatchResult::Malformed;
         }
-        self.tables.active.prefetch(&hashes);
+        if !ops.tokened.is_empty() {
+            self.tables.active.prefetch(&hashes); // Each group may be a single operation.
+        }
         let (mut values, mut tokens) = (Vec::new(), Vec::new());
-        let mut next = 0;
-        for group in tokened {
-            let before = next..group.first;
-            self.apply_ops(&ops[before.clone()], &hashes[before], &mut values);
-            tokens.push(self.apply_tokened(group, ops, &hashes, &mut values));
+        let (mut rest, mut next) = (ops.iter(), 0);
+        for group in &ops.tokened {
+            self.apply_ops(&mut rest, &hashes[next..group.first], &mut values);
+            let of_group = rest.clone();
+            rest.nth(group.count - 1);
+            tokens.push(self.apply_tokened(group, of_group, group.of(&hashes), &mut values));
             next = group.first + group.count;
         }
-        self.apply_ops(&ops[next..], &hashes[next..], &mut values);
+        self.apply_ops(&mut rest, &hashes[next..], &mut values);
         BatchResult::Applied { values, tokens }
     }
 
-    /// Applies operations with a token: both the effect and its record, or neither.
+    /// Applies operations with a token, the first ones of `ops`: both the effect and its record, or
+    /// neither.
     fn apply_tokened(
         &mut self,
         group: &TokenedOps,
-        ops: &[Op],
+        mut ops: OpsIter<'_>,
         hashes: &[u128],
         values: &mut Vec<i128>,
     ) -> TokenOutcome {
-        let id = record_id(group, ops, self.state.slots);
-        let (ops, hashes) = (group.of(ops), group.of(hashes));
-        let namespace = ops[0].counter.namespace();
-        let value_count = ops.iter().filter(|op| op.kind.returns_value()).count();
+        let first = ops.clone().next().expect("a group is not empty");
+        let id = group.tag.record(first.name, Slot(self.state.slots.lo));
+        let namespace = key::namespace_of(first.name);
+        let of_group = ops.clone().take(group.count);
+        let value_count = of_group.filter(|op| op.kind.returns_value()).count();
         let planted = self.limits.planted;
         let mut found = self.tables.record(id, planted).or_else(|| self.loaded.records.get(&id));
         if group.tag.scope == Scope::Batch && Planted::PartAppliedAgain.is_in(planted) {
@@ -240,7 +246,7 @@ impl Applying<'_> {
             }
             TokenVerdict::Apply { bucket } => {
                 let mut own = Vec::new();
-                self.apply_ops(ops, hashes, &mut own);
+                self.apply_ops(&mut ops, hashes, &mut own);
                 values.extend(&own);
                 let fingerprint = group.tag.fingerprint as u64;
                 let record = TokenRecord { bucket, fingerprint, values: own };
@@ -252,25 +258,33 @@ impl Applying<'_> {
         }
     }
 
-    fn apply_ops(&mut self, ops: &[Op], hashes: &[u128], values: &mut Vec<i128>) {
-        for (op, &hash) in ops.iter().zip(hashes) {
-            let name = op.counter.name();
-            let before = || {
-                let base = self.loaded.values.get(&op.counter).copied().unwrap_or(0);
-                self.tables.value(Some(base), name, hash)
-            };
-            match op.kind {
-                OpKind::Add { delta } => self.add(name, hash, delta),
-                OpKind::AddReturning { delta } => {
-                    values.push(before().wrapping_add(delta));
-                    self.add(name, hash, delta);
-                }
-                OpKind::Delete => {
-                    let value = before();
-                    values.push(value);
-                    self.tables.active.set(name, hash, 0);
-                    self.change_digest(hash, value.wrapping_neg());
-                }
+    /// Applies the next operations, as many as there are hashes.
+    fn apply_ops(&mut self, ops: &mut OpsIter<'_>, hashes: &[u128], values: &mut Vec<i128>) {
+        for hashes in hashes.chunks(PREFETCHED) {
+            self.tables.active.prefetch(hashes);
+            // The hashes come first: where they end no operation is taken.
+            for (&hash, op) in hashes.iter().zip(&mut *ops) {
+                self.apply_op(op, hash, values);
+            }
+        }
+    }
+
+    fn apply_op(&mut self, op: OpRef<'_>, hash: u128, values: &mut Vec<i128>) {
+        let before = || {
+            let base = self.loaded.values.get(op.name).copied().unwrap_or(0);
+            self.tables.value(Some(base), op.name, hash)
+        };
+        match op.kind {
+            OpKind::Add { delta } => self.add(op.name, hash, delta),
+            OpKind::AddReturning { delta } => {
+                values.push(before().wrapping_add(delta));
+                self.add(op.name, hash, delta);
+            }
+            OpKind::Delete => {
+                let value = before();
+                values.push(value);
+                self.tables.active.set(op.name, hash, 0);
+                self.change_digest(hash, value.wrapping_neg());
             }
         }
     }
@@ -297,6 +311,7 @@ mod tests {
     use crate::batch::{Batch, Codec};
     use crate::entry::Position;
     use crate::ids::{BatchSeq, Epoch, Revision, SessionId, TimeMs};
+    use crate::ops::Op;
     use crate::shard::idempotency::{self, IssueTime, Tag};
 
     /// A bucket is a second; the limit has room for two records with a value and the most that a
@@ -422,7 +437,7 @@ mod tests {
             op("b", OpKind::Delete),
             op("c", OpKind::Add { delta: 1 }),
         ];
-        let needs = needs(&Decoded::Ops(Ops { ops, tokened: vec![] }), Slots::ALL);
+        let needs = needs(&Decoded::Ops(ops::decode(ops::encode(&ops)).unwrap()), Slots::ALL);
         assert_eq!(needs.counters, [counter("a"), counter("b")]);
         assert_eq!(needs.records, []);
     }
@@ -583,16 +598,15 @@ mod tests {
 
     #[test]
     fn records_are_needed_at_the_counters_slot_or_at_the_shards_first() {
-        let ops = vec![
-            Op { counter: counter("a"), kind: OpKind::Add { delta: 1 } },
-            Op { counter: counter("b"), kind: OpKind::Add { delta: 1 } },
-        ];
-        let group = |scope, first| {
-            let tag = Tag { scope, hash: first as u128, fingerprint: 0 };
-            TokenedOps { tag, issued: IssueTime::Stated(TimeMs(0)), first, count: 1 }
-        };
-        let tokened = vec![group(Scope::Batch, 0), group(Scope::Counter, 1)];
-        let needs = needs(&Decoded::Ops(Ops { ops, tokened }), Slots { lo: 7, hi: 9 });
+        let mut payload = ops::begin();
+        for (scope, hash, key) in [(Scope::Batch, 0, "a"), (Scope::Counter, 1, "b")] {
+            let tag = Tag { scope, hash, fingerprint: 0 };
+            ops::put_token(&mut payload, &tag, IssueTime::Stated(TimeMs(0)), 1);
+            let kind = OpKind::Add { delta: 1 };
+            ops::put(&mut payload, &Op { counter: counter(key), kind });
+        }
+        let decoded = Decoded::Ops(ops::decode(payload.into()).unwrap());
+        let needs = needs(&decoded, Slots { lo: 7, hi: 9 });
         assert_eq!(needs.counters, []);
         let mut want = vec![
             RecordId { slot: Slot(7), hash: 0 },

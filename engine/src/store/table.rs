@@ -45,8 +45,9 @@ const CHUNK_BYTES_MAX: usize = UNIT_BYTES << UNIT_BITS;
 pub const TABLE_BYTES_MAX: usize = CHUNK_BYTES_MAX << (31 - UNIT_BITS);
 /// The number of words of the smallest index.
 const WORDS_MIN: usize = 64;
-/// The number of counters whose memory is requested at once.
-const PREFETCHED: usize = 16;
+/// The number of counters whose memory is requested at once. What is requested long before it is
+/// used leaves the nearest cache again.
+pub const PREFETCHED: usize = 32;
 /// The bytes that a record takes in the map, without its values.
 const RECORD_BYTES: usize = memory::of_map::<RecordId, TokenRecord>(6) / 6;
 

@@ -15,7 +15,7 @@ use engine::message::{
     BatchReply, DigestPoint, GatewayMessage, NodeQueryReply, NodeReply, ReadResult, Refusal,
     ReplicaStatus, RoleStatus, ShardAvailability,
 };
-use engine::ops::{self, Op, OpKind, Ops, TokenedOps};
+use engine::ops::{self, Op, OpKind, OpRef, TokenedOps};
 use engine::shard::idempotency::{Scope, TokenOutcome};
 use proto::wire;
 use proto::wire::control_server::{Control, ControlServer};
@@ -264,9 +264,10 @@ impl State {
         if batch.batch_seq != last.next() {
             return BatchReply::NoEffect;
         }
-        let Ops { ops, tokened } = ops::decode_batch(batch).unwrap();
+        let decoded = ops::decode_batch(batch).unwrap();
+        let ops: Vec<_> = decoded.iter().map(OpRef::to_op).collect();
         let (mut values, mut tokens, mut next) = (Vec::new(), Vec::new(), 0);
-        for group in tokened {
+        for group in decoded.tokened {
             values.extend(self.run(&ops[next..group.first]));
             next = group.first + group.count;
             let (outcome, of_group) = self.run_once(&group, group.of(&ops));

@@ -110,7 +110,7 @@ fn answer(conn: Conn, message: GatewayMessage, replies: &mut Vec<Event>) {
     let GatewayMessage::Frame { message, batches } = message else { return };
     for batch in batches {
         let ops = engine::ops::decode_batch(&batch).expect("it was just encoded");
-        let values = ops.ops.iter().filter(|op| op.kind.returns_value()).map(|_| 7).collect();
+        let values = ops.iter().filter(|op| op.kind.returns_value()).map(|_| 7).collect();
         let answer = BatchReply::Applied { values, tokens: Vec::new(), time: TimeMs(0) };
         let (slots, session, batch_seq) = (batch.slots, batch.session, batch.batch_seq);
         let reply = NodeReply::Answer { message, slots, session, batch_seq, answer };

@@ -33,9 +33,7 @@ const SESSION: SessionId = SessionId(Revision { incarnation: 1, revision: 7 });
 
 fn main() -> std::io::Result<()> {
     let mut out = std::io::stdout();
-    let only: Vec<usize> = std::env::args().skip(1).filter_map(|a| a.parse().ok()).collect();
-    for (at, (shards, per_frame, ops)) in [(24, 8, 5), (24, 8, 100), (1_024, 340, 5), (1_024, 340, 1)].into_iter().enumerate() {
-        if !only.is_empty() && !only.contains(&at) { continue; }
+    for (shards, per_frame, ops) in [(24, 8, 5), (24, 8, 100), (1_024, 340, 5), (1_024, 340, 1)] {
         let spent = Cluster::new(shards).measure(per_frame, ops);
         let ns = |part: Duration| part.as_nanos() / (NODES * per_frame) as u128;
         writeln!(
@@ -105,7 +103,9 @@ impl Cluster {
             logs: (0..NODES).map(log).collect(),
             written: vec![Vec::new(); NODES],
             inboxes: vec![Vec::new(); NODES],
-            led: (0..NODES).map(|at| slots.iter().skip(at).step_by(NODES).copied().collect()).collect(),
+            led: (0..NODES)
+                .map(|at| slots.iter().skip(at).step_by(NODES).copied().collect())
+                .collect(),
             keys,
             batch_seqs: vec![0; 1 << 16],
             now: Now(0),

@@ -8,7 +8,7 @@ use engine::entry::{Body, Entry};
 use engine::ids::{BatchSeq, CopyNo, Epoch, Revision, SessionId, Slots, TimeMs};
 use engine::key::CounterKey;
 use engine::message::BatchReply;
-use engine::ops::{Op, OpKind, Ops, TokenedOps};
+use engine::ops::{Op, OpKind, TokenedOps};
 use engine::shard::apply::{Decoded, Loaded, apply, decode, needs};
 use engine::shard::idempotency::{
     ClientToken, IssueTime, Scope, TokenLimits, TokenOutcome, TokenSettings,
@@ -259,7 +259,7 @@ fn payload(token: Option<(u8, u8)>, ops: &[(u8, OpKind)]) -> Vec<u8> {
         let issued = IssueTime::Stated(TimeMs(0));
         Some(TokenedOps { tag, issued, first: 0, count: ops.len() })
     });
-    values::write_ops(&Ops { ops, tokened: tokened.into_iter().collect() })
+    values::write_ops(&values::ListedOps { ops, tokened: tokened.into_iter().collect() })
 }
 
 #[test]

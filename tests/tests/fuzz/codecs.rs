@@ -61,8 +61,8 @@ fn written(write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
 
 #[test]
 fn ops() {
-    Codec { encode: values::write_ops, decode: |bytes| ops::decode(bytes).ok() }
-        .check(values::ops().boxed());
+    let decode = |bytes| ops::decode(bytes).ok().map(values::ListedOps::from);
+    Codec { encode: values::write_ops, decode }.check(values::ops().boxed());
 }
 
 /// The same holds for what is unpacked: a few bytes that claim to contain gigabytes must be

@@ -10,7 +10,7 @@ use engine::ids::{
     StoreId, TimeMs, Version,
 };
 use engine::key::CounterKey;
-use engine::ops::{self, Op, OpKind, Ops, TokenedOps};
+use engine::ops::{self, Op, OpKind, OpRef, Ops, TokenedOps};
 use engine::records::{GatewayRecord, Meta, NameRecord, NodeRecord, StoreRecord, StoreStatus};
 use engine::shard::idempotency::{
     self, Bucket, Buckets, IssueTime, Leap, Scope, Tag, TokenOutcome,
@@ -51,12 +51,25 @@ pub(crate) fn op() -> impl Strategy<Value = Op> {
     (counter(), kind).prop_map(|(counter, kind)| Op { counter, kind })
 }
 
+/// The operations of a payload, as a list.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(crate) struct ListedOps {
+    pub ops: Vec<Op>,
+    pub tokened: Vec<TokenedOps>,
+}
+
+impl From<Ops> for ListedOps {
+    fn from(ops: Ops) -> Self {
+        Self { ops: ops.iter().map(OpRef::to_op).collect(), tokened: ops.tokened }
+    }
+}
+
 /// Ops without a token, and groups of ops with one.
-pub(crate) fn ops() -> impl Strategy<Value = Ops> {
+pub(crate) fn ops() -> impl Strategy<Value = ListedOps> {
     let group = || (tag(), issue_time(), vec(op(), 1..4)).prop_map(Some);
     let plain = || Just(None);
     vec((prop_oneof![group().boxed(), plain().boxed()], op()), 0..6).prop_map(|parts| {
-        let mut all = Ops::default();
+        let mut all = ListedOps::default();
         for (group, op) in parts {
             let Some((tag, issued, mut ops)) = group else {
                 all.ops.push(op);
@@ -87,7 +100,7 @@ fn tag() -> impl Strategy<Value = Tag> {
 }
 
 /// Encodes operations as the batcher does.
-pub(crate) fn write_ops(Ops { ops, tokened }: &Ops) -> Vec<u8> {
+pub(crate) fn write_ops(ListedOps { ops, tokened }: &ListedOps) -> Vec<u8> {
     let mut out = ops::begin();
     for (at, op) in ops.iter().enumerate() {
         if let Some(group) = tokened.iter().find(|group| group.first == at) {

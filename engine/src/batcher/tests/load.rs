@@ -121,7 +121,8 @@ impl LoadModel {
     fn perform(&mut self, now: Now, effect: Effect) {
         match effect {
             Effect::Send { message: GatewayMessage::Frame { message, batches }, .. } => {
-                let ops = |batch| ops::decode_batch(batch).expect("just encoded").ops.len() as u64;
+                let ops =
+                    |batch| ops::decode_batch(batch).expect("just encoded").iter().count() as u64;
                 let ops: u64 = batches.iter().map(ops).sum();
                 (self.frames, self.ops) = (self.frames + 1, self.ops + ops);
                 self.node_free = Now(self.node_free.max(now).0 + FRAME_US + OP_US * ops);

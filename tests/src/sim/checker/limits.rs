@@ -129,8 +129,8 @@ impl LimitsChecker {
         let bytes = batch.payload.len();
         self.expect(bytes <= sizes.batch_bytes_limit, || format!("a batch of {bytes} bytes"));
         let Ok(ops) = ops::decode(batch.payload.clone()) else { return };
-        let count = ops.ops.len();
-        let values = ops.ops.iter().filter(|op| op.kind.returns_value()).count();
+        let count = ops.iter().count();
+        let values = ops.iter().filter(|op| op.kind.returns_value()).count();
         // One request with a token may exceed the limit if it travels alone.
         let alone = !ops.tokened.is_empty();
         self.expect(alone || count <= sizes.batch_ops_max, || format!("a batch of {count} ops"));
