@@ -56,7 +56,7 @@ metrics! {
         known: [[OnceLock<Counter>; STATUSES]; OPERATIONS.len()] =
             std::array::from_fn(|_| std::array::from_fn(|_| OnceLock::new()));
         refusals: [Counter; REFUSAL_LABELS.len()] =
-            by_reason(metric(r, "refusals", "Batches and reads that nodes refused, by reason"));
+            by_reason(metric(r, "refusals", "Batches that nodes refused, by reason"));
         pub(crate) connections: Gauge<i64> = metric(r, "connections", "Open client connections");
         pub(crate) without_primary: Gauge<i64> = metric(
             r,

@@ -347,7 +347,7 @@ pub struct Counts {
     pub ops: u64,
     /// The same number after the merge.
     pub ops_sent: u64,
-    /// The number of batches that were not taken, by reason, in the order of [`REFUSAL_LABELS`].
+    /// The sends of batches that were not taken, by reason, in the order of [`REFUSAL_LABELS`].
     pub refusals: [u64; REFUSAL_LABELS.len()],
 }
 
