@@ -1,7 +1,7 @@
 //! The driver of `engine::node`: log files, RocksDB, peers, gateways, etcd.
 //!
 //! The driver decides nothing. It hands events to the state machine and performs its effects; the
-//! one rule kept here is "perform writing effects in the order given" (see `engine::node`).
+//! one rule kept here is their order (docs/design.md#order-of-effects).
 //!
 //! ```text
 //!   rpc, peers ──▶ inbox ──▶ node_loop ──▶ outbox ──▶ rpc, peers

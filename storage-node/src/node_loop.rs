@@ -12,7 +12,7 @@
 //! write sockets. With one thread for all of them, which is what a small machine has, a message
 //! passes through the node without waking another thread. Nothing here blocks: messages go into
 //! queues ([`crate::outbox`]), writes go to the disk's threads, and requests to etcd are tasks. The
-//! only rule of the protocol that this file keeps is the order of effects.
+//! only rule of the protocol kept here is the order of effects (docs/design.md#order-of-effects).
 //!
 //! The state machine itself notices a loop that was paused (SIGSTOP, a starved machine), by the
 //! time between two events. A coordinator notices too, since only the loop answers probes.

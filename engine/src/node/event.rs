@@ -272,16 +272,16 @@ pub enum CasOutcome {
 /// The effects of a node: what its driver has to perform.
 #[derive(Clone, Debug)]
 pub enum Effect {
-    // -- disk: writing effects, in the order given
+    // -- disk: the log, in the order given (docs/design.md#order-of-effects)
     /// Append a record to the log.
     Write(LogRecord),
-    /// Fsync: what was written since the last `Sync` is group `group`, one log record.
+    /// Fsync: the records since the last `Sync` are group `group`, one write and one fsync.
     Sync {
         /// The number of the group: one more than that of the group before.
         group: u64,
     },
 
-    // -- disk: reading
+    // -- disk: reading, then two more that write in an order (the same table)
     /// Read counters and idempotency records, all at one moment.
     Load {
         /// The number by which [`Event::Loaded`] answers.

@@ -15,13 +15,11 @@
 //!             ── ShardRecord, Proposed, … ──▶
 //! ```
 //!
-//! **The contract for drivers** is the table in docs/design.md#order-of-effects. `Write`, `Sync`
-//! and `Trim` are performed in the order given, and so are the four effects that change or copy the
-//! state (`Flush`, `InstallSnapshot`, `DropRows`, and the reading of `SendSnapshot`) and the
-//! messages of one connection: a reject comes before the ack of its message. A `Load` begins before
-//! the next event is handled: it reads the state as it is now. All else may happen in any order. An
-//! acknowledgement waits inside the state machine until the fsync that it depends on has come back
-//! as an event.
+//! **The contract for drivers** is the table in docs/design.md#order-of-effects. Three kinds keep
+//! their order: `Write`, `Sync` and `Trim`; what changes or copies the state (`Flush`,
+//! `InstallSnapshot`, `DropRows`, the reading of `SendSnapshot`); messages of one connection and
+//! its `Close`. A `Load` begins before the next event is handled. An acknowledgement waits inside
+//! the state machine until the fsync that it depends on has come back as an event.
 //!
 //! **A turn** is any number of events and [`Event::TurnEnded`]. An event goes to its part
 //! (`dispatch`), which marks what may follow from it. The end of the turn does what is due by the

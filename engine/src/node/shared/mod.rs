@@ -1,20 +1,24 @@
 //! The state that the parts of a node share, and the turn in which they get it for one event.
 //!
-//! The fields of a part are private to it. The replicas are not: nearly every event is about one
-//! of them, and all parts write through the storage. So these two are lent to every part, with the
-//! time, the settings and the effects of the event. A part that needs another one gets it as a
-//! parameter. [`shards`] holds the replicas and what is to be done for them, [`storage`] the log
-//! in memory, the tables and what is in flight to the disk; [`order`] gives an entry its place.
-//! Only these parts change the fields of a replica, its primary and its followers:
+//! The fields of a part are private to it. The replicas are not: nearly every event is about one of
+//! them, and all parts write through the storage. So both are lent to every part, with the time,
+//! the settings and the effects of the event; any other part is a parameter. [`shards`] holds the
+//! replicas and what is to be done for them, [`storage`] the log in memory, the tables and what is
+//! in flight to the disk; [`order`] gives an entry its place. These parts change a replica, its
+//! primary and its followers (a field that is not named here keeps its value):
 //!
 //! | field | part |
 //! |---|---|
-//! | `log`, `state`, `commit` | [`storage`], [`order`]; `peers` and `reads` learn commits |
+//! | `log`, `state`, `commit`, `clock` | [`storage`], [`order`]; `peers`, `reads` learn commits |
+//! | `flushed`, `flushed_point`, `recorded`, `points`, `active` | [`storage`] |
 //! | `role`, `promised`, `begun` | `membership`; on a higher epoch the others, too |
-//! | `trust`, `copy` | `snapshots`; `audit` stops a wrong copy, `membership` may need it |
-//! | `proposals`, `joining`, `frozen`, `progress` | `membership` |
-//! | `feed`, `sent` of a follower | `peers`; `snapshots` and `audit`, the feed |
-//! | `acked`, `lost_acked_data` of a follower | `peers`; `audit` of a wrong copy |
+//! | `trust`, `copy`, `slots` | `snapshots`; `audit` stops a wrong copy, `membership` may need it |
+//! | `record`, `mod_revision`, `proposals`, `joining`, `frozen`, `progress` | `membership` |
+//! | `followers`, `propose_after`, `join_after` | `membership` |
+//! | `matched`, `removal_read` | `peers`; `membership` and `snapshots`, the latter |
+//! | `feed`, `sent`, `copy_bytes` of a follower | `peers`; `snapshots`, `audit`, `membership` |
+//! | `boot`, `copy`, `proven`, `tried` of a follower | `peers` |
+//! | `acked`, `lost_acked_data` of a follower | `peers`; `audit` of a wrong copy, `membership` |
 //! | `waiting` | `gateways`; [`storage`] answers |
 //! | `votes`, `disputed` | `audit` |
 //! | `stepping_down` | `queries`; `membership` ends it |
