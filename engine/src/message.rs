@@ -406,7 +406,7 @@ pub enum FromFollower {
     },
 }
 
-/// The outcome of a snapshot transfer, reported by the receiver.
+/// The receiver's answer to the announcement of a snapshot, then to the snapshot.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum SnapshotOutcome {
     /// There is room for the snapshot: it is to be sent.
@@ -415,7 +415,7 @@ pub enum SnapshotOutcome {
     NoSpace,
     /// The snapshot has replaced the old copy, under a new copy number.
     Installed,
-    /// The snapshot was received but no longer wanted: the old copy stays.
+    /// The old copy can't be replaced now, or the snapshot is not wanted any more: the copy stays.
     NotInstalled,
 }
 

@@ -1,5 +1,4 @@
-//! Bugs that tests plant: each breaks one rule, so that the simulator can show that it detects the
-//! violation.
+//! Bugs that tests plant: each breaks one rule, and the simulator, the search or a test finds it.
 //!
 //! Without the feature `planted-bugs`, [`Planted::is_in`] is `false` at compile time, so production
 //! code contains none of them.
@@ -74,7 +73,7 @@ bugs! {
     CommitAtMajority,
     /// Entries of former epochs are committed without a barrier of this one.
     CommitBelowBarrier,
-    /// The primary counts itself by what it has sent, not by what it has fsynced.
+    /// The primary counts itself by the end of its log, not by what it has fsynced.
     CountOwnUnsynced,
     /// A restarted process continues as primary of an epoch that names its former boot.
     LeadAfterRestart,

@@ -24,8 +24,8 @@ pub(crate) fn of_bounded_read(failure: Failure) -> Problem {
     }
 }
 
-/// The problem of a failed read. A read changes nothing, so its outcome is never unknown. Where a
-/// write has 413 or 429, a read has 503.
+/// The problem of a failed read. A read changes nothing, so its outcome is never unknown. What
+/// is 413 or 429 of a write is 503 of a read, if the batcher refused it.
 pub(crate) fn of_read(failure: Failure) -> Problem {
     let problem = match failure {
         Failure::Deadline | Failure::Slow => {

@@ -110,7 +110,7 @@ pub fn outcome_name(outcome: Outcome) -> &'static str {
 pub struct Problem {
     /// The kind of the problem.
     pub kind: Kind,
-    /// The status of the kind, but 503 for a read where a write has 413 or 429.
+    /// The status of the kind, but 503 instead of 413 or 429 for a read whose body was taken.
     pub status: StatusCode,
     /// The effect of the request, as far as it is known.
     pub outcome: Outcome,

@@ -45,8 +45,7 @@ pub enum Failure {
     NoSession,
     /// There was no connection to a primary that accepts it, until the deadline.
     NoPrimary,
-    /// The shard is frozen: it has `min_in_sync` members, one of them silent, or its new primary
-    /// can't commit.
+    /// The shard is frozen: its commit can't move (docs/design.md#frozen-shards).
     Frozen,
     /// The primary was overloaded, for writes until the deadline.
     Overloaded,

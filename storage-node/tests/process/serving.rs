@@ -150,7 +150,7 @@ async fn refusals_name_what_is_wrong() {
     assert!(text.contains("dkc_fsync_seconds_count"), "{text}");
 }
 
-/// Dashboards and alerts are built on these names.
+/// These 16 are the contract: names that dashboards, alerts and tests read. There are more.
 #[tokio::test(flavor = "multi_thread")]
 async fn metrics_have_the_names_of_the_contract() {
     let cluster = Cluster::start(1).await;
