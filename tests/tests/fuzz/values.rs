@@ -321,7 +321,7 @@ fn sessions() -> impl Strategy<Value = SessionTable> {
         |(last, below, results): (_, _, BTreeMap<_, _>)| SessionRow {
             last: BatchSeq(last),
             answered_below: BatchSeq(below),
-            results,
+            results: results.into_iter().collect(),
         },
     );
     let expiry = (revision(), btree_set(session(), 0..4))
