@@ -141,7 +141,7 @@ impl Ops {
 }
 
 impl TokenedOps {
-    /// What belongs to the operations, out of what belongs to all of the payload.
+    /// Returns the items of these operations, of a list with one item for each operation.
     pub fn of<'a, T>(&self, all: &'a [T]) -> &'a [T] {
         &all[self.first..self.first + self.count]
     }

@@ -262,7 +262,7 @@ impl Replica {
         self.primary()?.committable(me, durable, settings.min_in_sync, planted)
     }
 
-    /// Whether the commit would move now, or there is an entry to apply.
+    /// Returns whether the commit would move now, or an entry can be applied.
     pub fn advances(&self, me: StoreId, settings: &Settings) -> bool {
         let committable = self.committable(me, settings);
         committable.is_some_and(|seq| seq > self.commit) || self.next_to_apply().is_some()

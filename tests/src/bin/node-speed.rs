@@ -34,7 +34,7 @@ const SESSION: SessionId = SessionId(Revision { incarnation: 1, revision: 7 });
 fn main() -> std::io::Result<()> {
     let mut out = std::io::stdout();
     for (shards, per_frame, ops) in [(24, 8, 5), (24, 8, 100), (1_024, 340, 5), (1_024, 340, 1)] {
-        let spent = Cluster::new(shards).measure(per_frame, ops);
+        let spent = ThreeNodes::new(shards).measure(per_frame, ops);
         let ns = |part: Duration| part.as_nanos() / (NODES * per_frame) as u128;
         writeln!(
             out,
@@ -61,7 +61,7 @@ fn accepted(from: usize) -> Conn {
     Conn(20 + from as u64)
 }
 
-struct Cluster {
+struct ThreeNodes {
     nodes: Vec<Node>,
     logs: Vec<LogEncoder>,
     /// The records of the group that each node gathers.
@@ -78,7 +78,7 @@ struct Cluster {
     encoding: Duration,
 }
 
-impl Cluster {
+impl ThreeNodes {
     fn new(shards: u32) -> Self {
         let settings = Settings {
             disk_probe_every_ms: u64::MAX,
@@ -147,11 +147,7 @@ impl Cluster {
         }
         self.settle();
         self.now = self.now.plus_ms(100);
-        self.settle();
-        let first = vec![1; NODES];
-        for (at, _) in first.iter().enumerate() {
-            self.inboxes[at].push(Event::TurnEnded);
-        }
+        self.inboxes.iter_mut().for_each(|inbox| inbox.push(Event::TurnEnded));
         self.settle();
     }
 

@@ -150,7 +150,7 @@ impl Peers {
 
 fn take_slice(turn: &mut NodeTurn<'_>, slice: &Slice) -> Result<(), SliceRefusal> {
     let shard = slice.shard;
-    // Only a full disk asks.
+    // This matters to a full disk only.
     let in_sync = turn.storage.is_disk_full() && turn.shards.is_in_sync(shard, turn.me.store);
     let Some((replica, mut replica_turn)) = turn.replica_in_turn(shard) else {
         return Err(Reject::WrongCopy { copy: CopyNo(0) }.into());

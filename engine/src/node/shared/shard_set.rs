@@ -5,8 +5,8 @@ use std::ops::Bound;
 
 use crate::ids::ShardId;
 
-/// A set of shards, sorted. Shards that come in order are added at the end, without a search: so
-/// what a message says of a thousand shards is marked in a few microseconds.
+/// A set of shards, sorted. Shards that come in order are added at the end, without a search, so
+/// the thousand shards of a message take a few microseconds.
 #[derive(Clone, Debug, Default)]
 pub(in crate::node) struct ShardSet(VecDeque<ShardId>);
 
@@ -25,7 +25,7 @@ impl ShardSet {
         self.0.pop_front()
     }
 
-    /// Takes the first shard at or after the bound; if there is none, the first of all.
+    /// Takes the first shard from the bound on; without such a shard, the first of all.
     pub(in crate::node) fn pop_from(&mut self, first: Bound<ShardId>) -> Option<ShardId> {
         let at = match first {
             Bound::Unbounded => 0,

@@ -139,7 +139,7 @@ impl NodeTurn<'_> {
         for (shard, seq) in self.storage.groups.on_durable(group, self.now) {
             if let Some(replica) = self.shards.get_mut(shard) {
                 replica.on_durable(seq);
-                // What advances is counted then.
+                // A log that advances is counted after that.
                 if !self.mark_if_it_advances(shard) {
                     self.count_log(shard);
                 }
