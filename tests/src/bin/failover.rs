@@ -8,7 +8,7 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use tests::cluster::failover::{Gap, LEASE_TTL, run};
+use tests::cluster::failover::{Gap, LEASE_TTL, Steps, run};
 use tests::cluster::{Cluster, Signal};
 
 const USAGE: &str = "failover [--runs N] [--signal KILL|STOP] [-- FLAGS of dkc dev]";
@@ -30,10 +30,11 @@ fn main() -> ExitCode {
         let role = if *led { "led" } else { "followed" };
         print_line(&format!(
             "run {:>2}: {victim}, worst {gap:>7.1?} (shard {shard}, which it {role}), \
-             median shard {:>7.1?}, {} requests failed",
+             median shard {:>7.1?}, {} requests failed{}",
             number + 1,
             run.median(),
-            run.failed
+            run.failed,
+            run.steps.as_ref().map(steps).unwrap_or_default()
         ));
         worst.push(*gap);
     }
@@ -51,6 +52,13 @@ fn main() -> ExitCode {
         _ => worst <= Duration::from_secs(1),
     };
     if held { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// The steps of a failover that the coordinator takes. What is left of the longest gap is the time
+/// until a request reaches the new primary and is answered.
+fn steps(steps: &Steps) -> String {
+    let Steps { dead, promoted } = steps;
+    format!("; found dead after {dead:.1?}, all promoted after {promoted:.1?}")
 }
 
 struct Args {

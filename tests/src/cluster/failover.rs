@@ -5,7 +5,7 @@
 //! or followed. Every run begins and ends with full in-sync sets. At its end every count is within
 //! its bounds and all copies are equal, since a fast failover that loses something is worthless.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::load::Load;
 use super::{Cluster, Signal};
@@ -18,6 +18,7 @@ const WARM_UP: u64 = 50;
 /// The time for which a node stays killed or stopped, which is longer than any permitted gap.
 const AWAY: Duration = Duration::from_secs(5);
 const RECOVERS_WITHIN: Duration = Duration::from_secs(60);
+const DAY_US: u64 = 86_400_000_000;
 
 /// The result of one run.
 pub struct FailoverRun {
@@ -26,6 +27,47 @@ pub struct FailoverRun {
     pub gaps: Vec<Gap>,
     /// The number of requests not answered with 200. They do not end a gap.
     pub failed: usize,
+    /// The steps of the coordinator; `None` if it did not take the node for dead.
+    pub steps: Option<Steps>,
+}
+
+/// The steps of the coordinator, by its log, as times since the signal.
+#[derive(Debug)]
+pub struct Steps {
+    /// The node was found to be dead.
+    pub dead: Duration,
+    /// The last of its shards had another primary in etcd.
+    pub promoted: Duration,
+}
+
+impl Steps {
+    /// Finds the steps in the log of a coordinator. `at` is when the node got the signal.
+    fn find(log: &str, victim: &str, at: SystemTime) -> Option<Self> {
+        let since = |line: &str| {
+            let (time, _) = line.split_once(' ')?;
+            let at = at.duration_since(UNIX_EPOCH).ok()?.as_micros() as u64 % DAY_US;
+            Some(Duration::from_micros((time_of_day_us(time)? + DAY_US - at) % DAY_US))
+        };
+        let (dead, from) =
+            (format!(" node is dead node=\"{victim} ("), format!(" promoted from=\"{victim} ("));
+        let lines = log.lines().map(|line| (since(line), line));
+        // A line from before the signal is nearly a day younger.
+        let is_new = |since: &Duration| *since < RECOVERS_WITHIN;
+        let times = |text: &str| {
+            let found = lines.clone().filter(|(_, line)| line.contains(text));
+            found.filter_map(|(since, _)| since.filter(is_new)).collect::<Vec<_>>()
+        };
+        Some(Self { dead: *times(&dead).first()?, promoted: *times(&from).last()? })
+    }
+}
+
+/// The microseconds since midnight of a time such as `2026-11-30T22:35:48.341376Z`.
+fn time_of_day_us(time: &str) -> Option<u64> {
+    let (_, of_day) = time.strip_suffix('Z')?.split_once('T')?;
+    let mut parts = of_day.split([':', '.']).map(str::parse::<u64>);
+    let mut part = || parts.next()?.ok();
+    let (hours, minutes, seconds, micros) = (part()?, part()?, part()?, part()?);
+    Some(((hours * 60 + minutes) * 60 + seconds) * 1_000_000 + micros)
 }
 
 #[derive(Debug)]
@@ -61,7 +103,7 @@ pub fn run(
     let load = Load::start(&cluster.gateways(), namespace, &keys);
     load.wait_for_all(WARM_UP, RECOVERS_WITHIN);
 
-    let at = Instant::now();
+    let (at, wall) = (Instant::now(), SystemTime::now());
     let process = cluster.signal(victim, signal);
     std::thread::sleep(AWAY);
     if signal == Signal::STOP {
@@ -85,5 +127,31 @@ pub fn run(
     let failed = probes.ops().filter(|(_, op)| op.outcome != HttpOutcome::Applied).count();
     probes.check(&cluster.gateway);
     cluster.wait_until_copies_agree(replicas);
-    FailoverRun { victim: victim.to_owned(), gaps, failed }
+    let coordinators = cluster.names("coordinator");
+    let mut logs = coordinators.iter().map(|name| cluster.log(name));
+    let steps = logs.find_map(|log| Steps::find(&log, victim, wall));
+    FailoverRun { victim: victim.to_owned(), gaps, failed, steps }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The node died once before; its log lines of that time do not count.
+    #[test]
+    fn steps_are_found_in_the_log_of_a_coordinator() {
+        let log = "\
+2026-11-30T23:58:00.000000Z  WARN node is dead node=\"node-2 (boot 1)\" why=\"its lease ended\"
+2026-11-30T23:59:59.999000Z  WARN node is dead node=\"node-3 (boot 1)\" why=\"its lease ended\"
+2026-12-01T00:00:00.014000Z  WARN node is dead node=\"node-2 (boot 2)\" why=\"its lease ended\"
+2026-12-01T00:00:00.019000Z  INFO promoted from=\"node-2 (boot 2)\" to=\"node-3 (boot 1)\" count=4
+2026-12-01T00:00:00.020500Z  INFO promoted from=\"node-2 (boot 2)\" to=\"node-1 (boot 1)\" count=4
+";
+        // The first moment of 2026-12-01.
+        let at = UNIX_EPOCH + Duration::from_secs(20_788 * 86_400);
+        let steps = Steps::find(log, "node-2", at).expect("both steps are there");
+        assert_eq!(steps.dead, Duration::from_millis(14));
+        assert_eq!(steps.promoted, Duration::from_micros(20_500));
+        assert!(Steps::find(log, "node-1", at).is_none());
+    }
 }
