@@ -16,7 +16,8 @@ use crate::entry::{Body, Entry, Position};
 use crate::ids::{BatchSeq, Boot, CopyNo, Epoch, Revision, Seq, SessionId, Slots, Version};
 use crate::key::CounterKey;
 use crate::message::{
-    BatchReply, DigestPoint, NodeQuery, NodeQueryReply, NodeReply, Refusal, Reject, Slice,
+    BatchReply, DigestPoint, NodeQuery, NodeQueryReply, NodeReply, Refusal, Reject,
+    ShardAvailability, Slice,
 };
 use crate::ops::{self, Op, OpKind};
 use crate::replica::primary::Primary;
@@ -1225,4 +1226,46 @@ fn a_copy_made_empty_is_fit_once_it_holds_the_barrier_of_its_epoch() {
     check(&bench, true);
     bench.on(Event::Durable { group: 3 });
     check(&bench, false);
+}
+
+/// After an accepted loss, a committed entry is cut before it is applied. Another entry takes its
+/// place, which this follower must not apply before its own primary has committed it.
+#[test]
+fn an_entry_in_place_of_a_committed_one_waits_for_its_own_commit() {
+    let mut bench = new_follower();
+    let lost = Slice { commit: Seq(5), ..slice(1, &log(&[1; 5]), 0, true) };
+    bench.append(1, lost);
+    assert_eq!(bench.node.replica(SHARD).commit, Seq(5));
+    bench.append(2, slice(2, &log(&[1, 1, 1, 2, 2]), 3, true));
+    while let Some(group) = bench.node.shared.storage.groups().covering() {
+        bench.on(Event::Durable { group });
+    }
+    let replica = bench.node.replica(SHARD);
+    assert_eq!(replica.log.last().epoch, Epoch(2));
+    assert_eq!(replica.state.applied.seq, Seq(3));
+}
+
+/// A primary that learns of its successor by what that one sends tells gateways, at once, that its
+/// shard is not frozen any more.
+#[test]
+fn a_deposed_primary_takes_back_that_it_was_frozen() {
+    let states = |effects: Vec<Effect>| {
+        let state = |effect: &Effect| match effect {
+            Effect::Gateway { reply: NodeReply::ShardState { state, .. }, .. } => Some(*state),
+            _ => None,
+        };
+        effects.iter().filter_map(state).collect::<Vec<_>>()
+    };
+    let mut bench = primary();
+    bench.node.replica_mut(SHARD).primary_mut().expect("it leads").frozen = true;
+    bench.node.shared.shards.to_advance.insert(SHARD);
+    assert_eq!(states(bench.on(Event::TurnEnded)), [ShardAvailability::Frozen]);
+    let conn = Conn(30);
+    bench.on(Event::Accepted { conn });
+    bench.on(Event::FromPrimary { conn, message: ToFollower::Hello { from: B, to: A } });
+    let own = bench.node.replica(SHARD).log.last();
+    let barrier = Entry::after(own, Epoch(2), TimeMs(1), Body::Barrier);
+    let slice = Slice { prev: own, ..slice(2, &[barrier], 0, true) };
+    let message = ToFollower::Append { n: 1, slices: vec![slice] };
+    assert_eq!(states(bench.on(Event::FromPrimary { conn, message })), [ShardAvailability::Open]);
 }

@@ -174,6 +174,9 @@ impl Replica {
         turn.write(LogRecord::Truncate { shard: self.shard, after });
         self.log.truncate(after);
         self.matched = self.matched.min(after);
+        // After an accepted loss, committed entries are cut. What comes in their place is committed
+        // by its own primary.
+        self.commit = self.commit.min(after);
     }
 
     /// Promises to obey no epoch below this one from now on. Messages that depend on it wait for
@@ -262,10 +265,13 @@ impl Replica {
         self.primary()?.committable(me, durable, settings.min_in_sync, planted)
     }
 
-    /// Returns whether the commit would move now, or an entry can be applied.
+    /// Returns whether the commit would move or the epoch become active now, or an entry can be
+    /// applied.
     pub fn advances(&self, me: StoreId, settings: &Settings) -> bool {
+        let begins = || self.primary().is_some_and(|primary| !primary.active);
         let committable = self.committable(me, settings);
-        committable.is_some_and(|seq| seq > self.commit) || self.next_to_apply().is_some()
+        committable.is_some_and(|seq| seq > self.commit || begins())
+            || self.next_to_apply().is_some()
     }
 
     /// The next entry to apply, if it is committed and fsynced here.
@@ -336,6 +342,7 @@ impl Replica {
     pub fn check_invariants(&self) {
         let applied = self.state.applied.seq;
         assert!(applied <= self.commit, "applied is committed");
+        assert!(self.commit <= self.log.last().seq, "committed entries are in the log");
         assert!(applied <= self.log.durable(), "applied is fsynced here");
         assert!(self.log.base().seq <= applied, "entries that are not applied are in memory");
         assert!(self.log.durable() <= self.log.last().seq, "durable entries are written");

@@ -150,15 +150,18 @@ impl Peers {
 
 fn take_slice(turn: &mut NodeTurn<'_>, slice: &Slice) -> Result<(), SliceRefusal> {
     let shard = slice.shard;
-    // This matters to a full disk only.
-    let in_sync = turn.storage.is_disk_full() && turn.shards.is_in_sync(shard, turn.me.store);
+    let (disk_full, store) = (turn.storage.is_disk_full(), turn.me.store);
+    let in_sync = disk_full && turn.shards.is_in_sync(shard, store);
     let Some((replica, mut replica_turn)) = turn.replica_in_turn(shard) else {
         return Err(Reject::WrongCopy { copy: CopyNo(0) }.into());
     };
-    let last = replica.log.last().seq;
+    let (last, led) = (replica.log.last().seq, replica.primary().is_some());
     let accepted = replica.accept(&mut replica_turn, slice, in_sync);
-    let new = replica.log.last().seq;
+    let (new, leads) = (replica.log.last().seq, replica.primary().is_some());
     turn.count_log(shard);
+    if led && !leads {
+        turn.shards.to_advance.insert(shard); // Gateways are to know that it is not frozen.
+    }
     accepted?;
     if new > last {
         turn.prefetch(shard, last.next());
