@@ -78,7 +78,7 @@ impl OpKind {
 /// A decoded payload: the bytes, which were checked, and what is known of them as a whole. Its
 /// operations are read out of the bytes whenever they are needed: a list of them would be many
 /// times as large.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Ops {
     payload: Bytes,
     /// An operation needs the value that it finds.
@@ -133,10 +133,14 @@ impl Ops {
     /// All operations, in order, with a token or without.
     pub fn iter(&self) -> OpsIter<'_> {
         let mut from = Reader::new(&self.payload[..]);
-        if !from.is_empty() {
-            from.u8("ops format").expect("it was checked");
-        }
+        from.u8("ops format").expect("the payload was checked");
         OpsIter { from }
+    }
+
+    /// The counter of one of these operations. Its name shares memory with the payload.
+    pub fn counter(&self, op: OpRef<'_>) -> CounterKey {
+        let name = self.payload.slice_ref(op.name);
+        CounterKey::from_name(name).expect("the payload was checked")
     }
 }
 

@@ -14,7 +14,7 @@ use crate::planted::Planted;
 /// The queue of every shard that has had operations. See the module.
 #[derive(Clone, Debug)]
 pub(super) struct ShardQueues {
-    /// Boxed: a search passes over many, and touches few cache lines then.
+    /// The queues are boxed, so that a search touches few cache lines.
     queues: BTreeMap<ShardId, Box<ShardQueue>>,
     /// The number of batches in flight.
     in_flight: usize,

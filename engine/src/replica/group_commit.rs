@@ -190,9 +190,13 @@ mod tests {
     use crate::ids::{CopyNo, Epoch, Slots, TimeMs};
 
     fn append(seq: u64) -> LogRecord {
+        append_to(0, seq)
+    }
+
+    fn append_to(shard: u16, seq: u64) -> LogRecord {
         let at = Position { seq: Seq(seq - 1), ..Position::default() };
         let entry = Entry::after(at, Epoch(1), TimeMs(0), Body::Barrier);
-        LogRecord::Append { shard: ShardId(0), entry }
+        LogRecord::Append { shard: ShardId(shard), entry }
     }
 
     fn groups(records: &[LogRecord]) -> GroupCommit {
@@ -222,6 +226,23 @@ mod tests {
         groups.note(&LogRecord::Truncate { shard: ShardId(0), after: Seq(1) });
         groups.note(&append(2));
         assert_eq!(groups.on_durable(1, Now(5)), [(ShardId(0), Seq(1))]);
+    }
+
+    /// A shard comes twice in the group, with another one between, and is cut in one case.
+    #[test]
+    fn the_last_seq_of_each_shard_counts() {
+        let written = [append_to(0, 1), append_to(1, 1), append_to(0, 2), append_to(0, 3)];
+        for (cut, reached) in [(None, 3), (Some(1), 1), (Some(2), 2)] {
+            let mut groups = groups(&written);
+            groups.sync_if_idle(Now(0), &mut Vec::new());
+            if let Some(after) = cut {
+                groups.note(&LogRecord::Truncate { shard: ShardId(0), after: Seq(after) });
+            }
+            let durable = groups.on_durable(1, Now(5));
+            let of = |wanted| durable.iter().filter(move |(shard, _)| *shard == ShardId(wanted));
+            assert_eq!(of(0).map(|&(_, seq)| seq).max(), Some(Seq(reached)));
+            assert_eq!(of(1).map(|&(_, seq)| seq).max(), Some(Seq(1)));
+        }
     }
 
     #[test]

@@ -114,7 +114,7 @@ pub fn decode(entry: &Entry) -> Result<Decoded, Unknown> {
 pub fn needs(decoded: &Decoded, slots: Slots) -> Needs {
     let Decoded::Ops(ops) = decoded else { return Needs::default() };
     let asking = ops.iter().filter(|op| op.kind.loads_value());
-    let mut counters: Vec<_> = asking.map(|op| op.to_op().counter).collect();
+    let mut counters: Vec<_> = asking.map(|op| ops.counter(op)).collect();
     counters.sort();
     counters.dedup();
     let (mut at, mut next) = (ops.iter(), 0);
@@ -440,6 +440,45 @@ mod tests {
         let needs = needs(&Decoded::Ops(ops::decode(ops::encode(&ops)).unwrap()), Slots::ALL);
         assert_eq!(needs.counters, [counter("a"), counter("b")]);
         assert_eq!(needs.records, []);
+    }
+
+    /// Operations are applied in parts, and a group of them is passed over if it has no effect.
+    #[test]
+    fn many_operations_are_applied_in_order_around_groups_of_any_outcome() {
+        let mut shard = shard();
+        let (mut payload, mut want, mut sums) = (ops::begin(), Vec::new(), BTreeMap::new());
+        let put = |payload: &mut Vec<u8>, key: &str, kind| {
+            ops::put(payload, &Op { counter: counter(key), kind });
+        };
+        let mut plain = |payload: &mut Vec<u8>, want: &mut Vec<i128>, count: i128| {
+            for delta in 1..=count {
+                let key = format!("k{}", delta % 7);
+                put(payload, &key, OpKind::AddReturning { delta });
+                let sum = sums.entry(key).or_insert(0);
+                *sum += delta;
+                want.push(*sum);
+            }
+        };
+        let group = |payload: &mut Vec<u8>, hash, kind| {
+            let tag = Tag { scope: Scope::Batch, hash, fingerprint: 1 };
+            ops::put_token(payload, &tag, IssueTime::Stated(TimeMs(0)), 40);
+            (0..40).for_each(|_| put(payload, "group", kind));
+        };
+        let add = OpKind::Add { delta: 1 };
+        plain(&mut payload, &mut want, 33);
+        group(&mut payload, 1, add);
+        plain(&mut payload, &mut want, 70);
+        group(&mut payload, 1, add);
+        plain(&mut payload, &mut want, 64);
+        // The record of this one, with its values, has no room.
+        group(&mut payload, 2, OpKind::AddReturning { delta: 1 });
+        want.extend([0; 40]);
+        plain(&mut payload, &mut want, 1);
+        put(&mut payload, "group", OpKind::AddReturning { delta: 0 });
+        want.push(40);
+        let (tokens, time) = (vec![Applied, Replayed, Quota], TimeMs(0));
+        let answer = shard.payload(1, payload.into());
+        assert_eq!(answer, BatchReply::Applied { values: want, tokens, time });
     }
 
     // ---- tokens --------------------------------------------------------------------------------

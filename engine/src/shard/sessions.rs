@@ -96,9 +96,8 @@ impl SessionTable {
         }
         match self.rows.get(&session) {
             Some(row) if batch_seq <= row.last => {
-                let mut results = row.results.iter();
-                let found = results.find(|(number, _)| *number == batch_seq);
-                Judgement::Decided(found.map(|(_, result)| result.clone()))
+                let at = row.results.binary_search_by_key(&batch_seq, |&(number, _)| number);
+                Judgement::Decided(at.ok().map(|at| row.results[at].1.clone()))
             }
             _ => Judgement::NoEffect,
         }
@@ -117,7 +116,8 @@ impl SessionTable {
         let Some(row) = self.rows.get_mut(&session) else { return };
         row.answered_below = row.answered_below.max(below);
         let below = row.answered_below;
-        row.results.retain(|&(number, _)| number >= below);
+        let dropped = row.results.partition_point(|&(number, _)| number < below);
+        row.results.drain(..dropped);
     }
 
     /// Applies an expiry. One that is older than the newest is ignored.

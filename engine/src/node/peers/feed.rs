@@ -447,6 +447,7 @@ fn on_acked(turn: &mut NodeTurn<'_>, peer: StoreBoot, slice: SentSlice) {
         follower.lost_acked_data = false;
     }
     let streams = matches!(follower.feed, Feed::Streaming { opening: false });
+    // A feed that does not stream may begin to, or needs a snapshot.
     let is_waiting = !streams || follower.sent.seq < last;
     let is_reviewed = primary.record.learners.contains(&peer.store) || primary.frozen;
     turn.mark_if_it_advances(shard);

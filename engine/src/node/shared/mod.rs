@@ -10,6 +10,7 @@
 //! | field | part |
 //! |---|---|
 //! | `log`, `state`, `commit`, `clock` | [`storage`], [`order`]; `peers`, `reads` learn commits |
+//! | `counted` | [`storage`] |
 //! | `flushed`, `flushed_point`, `recorded`, `points`, `active` | [`storage`] |
 //! | `role`, `promised`, `begun` | `membership`; on a higher epoch the others, too |
 //! | `trust`, `copy`, `slots` | `snapshots`; `audit` stops a wrong copy, `membership` may need it |
@@ -99,7 +100,7 @@ impl NodeTurn<'_> {
     }
 
     /// Marks the shard to be advanced, if its commit would move or there is an entry to apply.
-    /// Returns whether it is marked now.
+    /// Returns whether it does.
     pub(super) fn mark_if_it_advances(&mut self, shard: ShardId) -> bool {
         let replica = self.shards.get(shard);
         let advances = replica.is_some_and(|it| it.advances(self.me.store, self.settings));

@@ -12,7 +12,7 @@ use crate::shard_record::ShardRecord;
 
 #[derive(Clone, Debug, Default)]
 pub(in crate::node) struct Shards {
-    /// Boxed, as the records are: a search passes over many, and touches few cache lines then.
+    /// Replicas and records are boxed, so that a search touches few cache lines.
     replicas: BTreeMap<ShardId, Box<Replica>>,
     /// The newest record of each shard that was seen, and its mod_revision.
     pub records: BTreeMap<ShardId, Box<(ShardRecord, u64)>>,
