@@ -71,6 +71,7 @@ fn an_operator_accepts_that_something_is_lost() {
     let first = cluster.kill("node-1");
     let second = cluster.kill("node-2");
     cluster.start_again(&third);
+    wait_until_registered_twice(&cluster, &third.name);
     wait_until_without_primary(&cluster);
     let (code, printed) = promote(&third, shards[0], &[]);
     assert_eq!(code, Some(2), "{printed}");
@@ -113,6 +114,16 @@ fn wait_until_flushed(node: &ClusterProcess) {
             true => Ok(()),
             false => Err("nothing is flushed".to_owned()),
         }
+    });
+}
+
+/// Waits until the process that was started last is the one that etcd names. Until the lease of the
+/// one before ends, the status page shows that one as up.
+#[track_caller]
+fn wait_until_registered_twice(cluster: &Cluster, node: &str) {
+    until(SOON, || match cluster.log(node).matches(" registered with etcd ").count() {
+        2.. => Ok(()),
+        times => Err(format!("{node} has registered {times} times")),
     });
 }
 
