@@ -33,8 +33,8 @@ impl From<Reject> for SliceRefusal {
 
 impl Replica {
     /// Accepts a slice: checks its epoch, copy and position, and writes what is new of it.
-    /// `in_sync`: the disk is full, and this store is a member of the in-sync set as far as it knows. Entries before the
-    /// first one that can't be accepted are written all the same.
+    /// `in_sync`: the disk is full, and this store is a member of the in-sync set, as far as it
+    /// knows. Entries before the first one that can't be accepted are written all the same.
     pub fn accept(
         &mut self,
         turn: &mut ReplicaTurn<'_>,
