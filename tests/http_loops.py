@@ -42,7 +42,7 @@ CASES = [
     *[([Answer(status, body)], "error", "error")
       for status in [301, 307, 403, 404, 413, 501, 505] for body in ["<html>", "", '"x"', '{"outcome": []}']],
     # A proxy may have replaced the body of a 410, after which the outcome stays unknown.
-    *[([Answer(410, body)], "unknown", "unknown") for body in ["<html>", "", '{"outcome": []}']],
+    *[([Answer(410, body)], "unknown", "unknown") for body in ["<html>", "", '"x"', '{"outcome": []}']],
     ([Answer(502), Answer(404)], "unknown", "unknown"),
 ]
 

@@ -62,11 +62,7 @@ impl CounterKey {
 
     /// The key.
     pub fn key(&self) -> &[u8] {
-        &self.0[self.zero() + 1..]
-    }
-
-    fn zero(&self) -> usize {
-        self.0.iter().position(|&byte| byte == 0).expect("checked when it was made")
+        &self.0[self.namespace().len() + 1..]
     }
 
     /// The slot that the counter lies in.

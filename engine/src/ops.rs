@@ -97,15 +97,6 @@ pub struct OpRef<'a> {
     pub kind: OpKind,
 }
 
-impl OpRef<'_> {
-    /// Returns the operation with a name of its own.
-    pub fn to_op(self) -> Op {
-        let name = Bytes::copy_from_slice(self.name);
-        let counter = CounterKey::from_name(name).expect("it was checked");
-        Op { counter, kind: self.kind }
-    }
-}
-
 /// Operations under one token, applied as a whole or not at all.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct TokenedOps {
@@ -137,10 +128,11 @@ impl Ops {
         OpsIter { from }
     }
 
-    /// The counter of one of these operations. Its name shares memory with the payload.
-    pub fn counter(&self, op: OpRef<'_>) -> CounterKey {
+    /// Returns one of these operations by itself. Its name shares memory with the payload.
+    pub fn to_op(&self, op: OpRef<'_>) -> Op {
         let name = self.payload.slice_ref(op.name);
-        CounterKey::from_name(name).expect("the payload was checked")
+        let counter = CounterKey::from_name(name).expect("the payload was checked");
+        Op { counter, kind: op.kind }
     }
 }
 
@@ -355,7 +347,7 @@ mod tests {
 
     fn read(decoded: Result<Ops, OpsError>) -> (Vec<Op>, Vec<TokenedOps>) {
         let ops = decoded.expect("it can be read");
-        (ops.iter().map(OpRef::to_op).collect(), ops.tokened)
+        (ops.iter().map(|op| ops.to_op(op)).collect(), ops.tokened)
     }
 
     #[test]

@@ -221,7 +221,7 @@ mod tests {
     use super::*;
     use crate::batch::{BATCH_BYTES_MAX, BATCH_OPS_MAX, Batch};
     use crate::key::{self, CounterKey};
-    use crate::ops::{Op, OpRef};
+    use crate::ops::Op;
 
     use super::super::part::QueuedOp;
 
@@ -253,7 +253,8 @@ mod tests {
     }
 
     fn decoded(payload: Bytes) -> Vec<Op> {
-        ops::decode(payload).expect("it was just encoded").iter().map(OpRef::to_op).collect()
+        let ops = ops::decode(payload).expect("it was just encoded");
+        ops.iter().map(|op| ops.to_op(op)).collect()
     }
 
     /// These parts become these ops.

@@ -114,16 +114,16 @@ pub fn decode(entry: &Entry) -> Result<Decoded, Unknown> {
 pub fn needs(decoded: &Decoded, slots: Slots) -> Needs {
     let Decoded::Ops(ops) = decoded else { return Needs::default() };
     let asking = ops.iter().filter(|op| op.kind.loads_value());
-    let mut counters: Vec<_> = asking.map(|op| ops.counter(op)).collect();
+    let mut counters: Vec<_> = asking.map(|op| ops.to_op(op).counter).collect();
     counters.sort();
     counters.dedup();
     let (mut at, mut next) = (ops.iter(), 0);
-    let mut record_of = |group: &TokenedOps| {
+    let record_of = |group: &TokenedOps| {
         let first = at.nth(group.first - next).expect("a group is not empty");
         next = group.first + 1;
         group.tag.record(first.name, Slot(slots.lo))
     };
-    let mut records: Vec<_> = ops.tokened.iter().map(&mut record_of).collect();
+    let mut records: Vec<_> = ops.tokened.iter().map(record_of).collect();
     records.sort();
     records.dedup();
     Needs { counters, records }

@@ -15,7 +15,7 @@ use engine::message::{
     BatchReply, DigestPoint, GatewayMessage, NodeQueryReply, NodeReply, ReadResult, Refusal,
     ReplicaStatus, RoleStatus, ShardAvailability,
 };
-use engine::ops::{self, Op, OpKind, OpRef, TokenedOps};
+use engine::ops::{self, Op, OpKind, TokenedOps};
 use engine::shard::idempotency::{Scope, TokenOutcome};
 use proto::wire;
 use proto::wire::control_server::{Control, ControlServer};
@@ -265,7 +265,7 @@ impl State {
             return BatchReply::NoEffect;
         }
         let decoded = ops::decode_batch(batch).unwrap();
-        let ops: Vec<_> = decoded.iter().map(OpRef::to_op).collect();
+        let ops: Vec<_> = decoded.iter().map(|op| decoded.to_op(op)).collect();
         let (mut values, mut tokens, mut next) = (Vec::new(), Vec::new(), 0);
         for group in decoded.tokened {
             values.extend(self.run(&ops[next..group.first]));

@@ -10,7 +10,7 @@ use engine::ids::{
     StoreId, TimeMs, Version,
 };
 use engine::key::CounterKey;
-use engine::ops::{self, Op, OpKind, OpRef, Ops, TokenedOps};
+use engine::ops::{self, Op, OpKind, Ops, TokenedOps};
 use engine::records::{GatewayRecord, Meta, NameRecord, NodeRecord, StoreRecord, StoreStatus};
 use engine::shard::idempotency::{
     self, Bucket, Buckets, IssueTime, Leap, Scope, Tag, TokenOutcome,
@@ -60,7 +60,7 @@ pub(crate) struct ListedOps {
 
 impl From<Ops> for ListedOps {
     fn from(ops: Ops) -> Self {
-        Self { ops: ops.iter().map(OpRef::to_op).collect(), tokened: ops.tokened }
+        Self { ops: ops.iter().map(|op| ops.to_op(op)).collect(), tokened: ops.tokened }
     }
 }
 
