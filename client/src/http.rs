@@ -186,28 +186,19 @@ pub struct HttpResponse {
 }
 
 /// The reason why there is no response, which decides what may be done next.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum CallError {
     /// No byte of the request left this process: it had no effect, and may be sent again anywhere.
+    #[error("not sent: {0}")]
     NotSent(io::Error),
     /// At least one byte was sent and no complete response came: the request may or may not have
     /// had its effect.
+    #[error("sent, but no answer: {0}")]
     Unanswered(io::Error),
     /// The first bytes that came back are not HTTP, so the server did not understand the request.
+    #[error("the server there does not use HTTP/1.1")]
     NoHttp,
 }
-
-impl fmt::Display for CallError {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NotSent(error) => write!(formatter, "not sent: {error}"),
-            Self::Unanswered(error) => write!(formatter, "sent, but no answer: {error}"),
-            Self::NoHttp => formatter.write_str("the server there does not use HTTP/1.1"),
-        }
-    }
-}
-
-impl std::error::Error for CallError {}
 
 /// A connection to one server, which is opened by the first call and again after a failure.
 #[derive(Debug)]
