@@ -27,6 +27,11 @@ impl CommandExit {
     }
 }
 
+/// An error of the command line, or of what it names.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct UsageError(pub(crate) String);
+
 impl From<CommandExit> for ExitCode {
     fn from(exit: CommandExit) -> Self {
         Self::from(exit as u8)

@@ -28,7 +28,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use engine::records::Meta;
 
 use crate::config::{ConfigError, ParsedConfig, RoleArgs};
-use crate::exit::CommandExit;
+use crate::exit::{CommandExit, UsageError};
 
 // A role allocates many small values that live as long as a batch; glibc's allocator would not
 // return their memory.
@@ -133,12 +133,11 @@ fn main() -> ExitCode {
 }
 
 fn end(ended: anyhow::Result<CommandExit>) -> ExitCode {
-    ended
-        .unwrap_or_else(|error| {
-            output::note(&format!("error: {error:#}"));
-            CommandExit::Failed
-        })
-        .into()
+    let exit = ended.unwrap_or_else(|error| {
+        output::note(&format!("error: {error:#}"));
+        if error.is::<UsageError>() { CommandExit::Usage } else { CommandExit::Failed }
+    });
+    exit.into()
 }
 
 /// Runs a role, which has its own runtime and its own exit codes. `warning` concerns its
