@@ -6,7 +6,7 @@ use client::Url;
 use engine::key::{KEY_BYTES_MAX, NameMaker};
 use gateway::request::percent_decode;
 
-use crate::output;
+use crate::output::note;
 
 /// A command that has waited this long for an answer prints what it waits for.
 pub(crate) const NOTICE_AFTER: Duration = Duration::from_secs(1);
@@ -36,7 +36,7 @@ pub(crate) async fn with_notice<T>(urls: &[Url], until: &str, work: impl Future<
     if let Ok(done) = tokio::time::timeout(NOTICE_AFTER, &mut work).await {
         return done;
     }
-    output::note(&format!("no answer yet from {}: waiting {until}", names(urls)));
+    note!("no answer yet from {}: waiting {until}", names(urls));
     work.await
 }
 

@@ -17,7 +17,7 @@ use serde_json::json;
 
 use crate::args::{self, ServerArgs, shown};
 use crate::exit::{CommandExit, UsageError};
-use crate::output;
+use crate::output::{self, note};
 
 /// Options of `dkc incr`.
 #[derive(Debug, clap::Args)]
@@ -170,6 +170,6 @@ fn report(outcome: &str, title: &str, why: &str, as_json: bool) -> anyhow::Resul
     if as_json {
         return output::json(&json!({ "outcome": outcome, "detail": why }));
     }
-    output::note(&format!("{title}: {why}"));
+    note!("{title}: {why}");
     Ok(())
 }

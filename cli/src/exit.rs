@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::process::ExitCode;
 
-use crate::output;
+use crate::output::note;
 
 /// The exit code of a command. If several apply, the last one here wins: an unknown outcome must
 /// not be reported as a failure, which a caller may simply retry.
@@ -22,7 +22,7 @@ pub(crate) enum CommandExit {
 impl CommandExit {
     /// Prints a usage error.
     pub(crate) fn usage(why: impl Display) -> anyhow::Result<Self> {
-        output::note(&format!("error: {why}"));
+        note!("error: {why}");
         Ok(Self::Usage)
     }
 }

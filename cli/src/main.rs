@@ -29,6 +29,7 @@ use engine::records::Meta;
 
 use crate::config::{ConfigError, ParsedConfig, RoleArgs};
 use crate::exit::{CommandExit, UsageError};
+use crate::output::note;
 
 // A role allocates many small values that live as long as a batch; glibc's allocator would not
 // return their memory.
@@ -88,7 +89,7 @@ fn main() -> ExitCode {
         // clap exits with 2 on wrong usage and with 0 on --help, as `CommandExit` does.
         Err(ConfigError::Usage(error)) => error.exit(),
         Err(ConfigError::File(why)) => {
-            output::note(&format!("error: {why}"));
+            note!("error: {why}");
             return CommandExit::Usage.into();
         }
     };
@@ -134,7 +135,7 @@ fn main() -> ExitCode {
 
 fn end(ended: anyhow::Result<CommandExit>) -> ExitCode {
     let exit = ended.unwrap_or_else(|error| {
-        output::note(&format!("error: {error:#}"));
+        note!("error: {error:#}");
         if error.is::<UsageError>() { CommandExit::Usage } else { CommandExit::Failed }
     });
     exit.into()

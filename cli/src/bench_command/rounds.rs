@@ -25,7 +25,7 @@ use super::postgres::PostgresServer;
 use super::profile::{ProfileRow, RowAction, RowSystem};
 use super::report::{BenchReport, LatencyQuantiles, quantiles};
 use super::subject::{LoadShape, Subject};
-use crate::output;
+use crate::output::note;
 
 /// The namespace of the counters of all rows, so that they add up.
 const NAMESPACE: &str = "bench";
@@ -85,7 +85,7 @@ impl ProfileResults {
             std::fs::remove_dir_all(&setting.folder)?;
             match result {
                 Err(error) if error.is::<PeerMissing>() => {
-                    output::note(&error.to_string());
+                    note!("{error}");
                     self.missing.extend(error.downcast_ref().map(|PeerMissing(name)| *name));
                 }
                 result => result?,
@@ -106,7 +106,7 @@ impl ProfileResults {
             let (figures, report) = self
                 .run_row(row, &mut system, setting, children)
                 .with_context(|| row.name.clone())?;
-            output::note(&progress(row, &figures));
+            note!("{}", progress(row, &figures));
             self.figures.entry(row.name.clone()).or_default().push(figures);
             if let Some(report) = report {
                 acknowledged += report.measured.acknowledged;

@@ -8,7 +8,7 @@ use std::fmt;
 use std::io::{self, BufRead, BufReader, Cursor, Read};
 
 use crate::exit::UsageError;
-use crate::output;
+use crate::output::note;
 
 /// The bytes that are examined, enough to recognise a binary file. The first read of a pipe may
 /// return fewer.
@@ -281,7 +281,7 @@ fn text_of(mut first: Vec<u8>, options: InputOptions) -> io::Result<Vec<u8>> {
         ));
     }
     if begins_with(&first, UTF_8_MARK) {
-        output::note("skipped a UTF-8 byte order mark at the beginning of the input");
+        note!("skipped a UTF-8 byte order mark at the beginning of the input");
         first.drain(..UTF_8_MARK.len());
     }
     Ok(first)

@@ -26,7 +26,7 @@ use self::cluster_file::ProcessRole;
 use self::plan::{DevOptions, DevSettings};
 use self::supervisor::{ExitedProcess, Supervisor};
 use crate::exit::{CommandExit, UsageError};
-use crate::output;
+use crate::output::{self, note};
 use crate::signals::Signals;
 
 /// The interval of checks of the processes; `cluster.json` is promised to be correct within 1 s.
@@ -80,7 +80,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<CommandExit> {
         Some(program) => program.clone(),
         None => std::env::current_exe().context("path of this executable")?,
     };
-    output::note(&format!("data and logs in {}", folder.display()));
+    note!("data and logs in {}", folder.display());
 
     let mut supervisor = Supervisor::new(&folder, args.respawn, args.replace.clone())?;
     let supervised = tokio::select! {
@@ -88,7 +88,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<CommandExit> {
         () = signals.next() => Ok(CommandExit::Done),
     };
     // Processes are stopped after an error, too.
-    output::note("stopping");
+    note!("stopping");
     tokio::task::spawn_blocking(move || supervisor.stop()).await?.context("stopping")?;
     supervised
 }
@@ -199,9 +199,9 @@ async fn watch_until(
 fn report_exit(ended: &ExitedProcess, supervisor: &Supervisor) {
     let ExitedProcess { name, status, .. } = ended;
     let log = supervisor.log_file(name);
-    output::note(&format!("{name} ended: {status}; {}:", log.display()));
+    note!("{name} ended: {status}; {}:", log.display());
     let lines = ready::last_lines(&log);
     if !lines.is_empty() {
-        output::note(&lines);
+        note!("{lines}");
     }
 }
