@@ -274,7 +274,7 @@ fn sum_of_counters(url: &Url, keys: u64) -> anyhow::Result<i128> {
     let names: Vec<_> = (0..keys).map(|key| format!("k{key}")).collect();
     let body = serde_json::json!({ "keys": names }).to_string();
     let path = format!("/v1/counters/{NAMESPACE}/get");
-    let request = HttpRequest::post(url, &path, READ_WITHIN, Media::Json, body.as_bytes());
+    let request = HttpRequest::post(url, &path, READ_WITHIN, None, Media::Json, body.as_bytes());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let answer = runtime.block_on(HttpConnection::new(url.clone()).call(&request, READ_WITHIN))?;
     let text = String::from_utf8_lossy(&answer.body);
