@@ -17,7 +17,6 @@
 //! it, and the process ends with [`DiskError::exit_code`].
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -108,12 +107,6 @@ pub struct Disk {
     state: Arc<StateStore>,
     /// The lock is held until all threads have ended.
     _lock: Arc<File>,
-}
-
-impl fmt::Debug for Disk {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Disk({:?}, {:?})", self.state, self.view)
-    }
 }
 
 impl Drop for Disk {

@@ -31,7 +31,7 @@ use crate::workers::{JoinedThread, spawn};
 static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
 
 /// The folder of the log.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct LogFolder {
     path: PathBuf,
     /// `None` while the store is being opened: the caller retries the opening as a whole.
@@ -223,7 +223,6 @@ impl LogFolder {
 }
 
 /// Writes groups, one after the other, each durable before `write` returns.
-#[derive(Debug)]
 pub struct LogWriter {
     folder: LogFolder,
     spares: Spares,

@@ -89,12 +89,6 @@ pub struct StateStore {
     expiry_filter: ExpiryFilter,
 }
 
-impl std::fmt::Debug for StateStore {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "StateStore({:?})", self.folder)
-    }
-}
-
 impl StateStore {
     /// Opens the database at `path`; the folder of files to be ingested is beside it.
     pub fn open(path: &Path, settings: StateSettings) -> Result<Self, DiskError> {

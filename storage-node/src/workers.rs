@@ -41,12 +41,6 @@ impl FailureReporter {
     }
 }
 
-impl std::fmt::Debug for FailureReporter {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "FailureReporter({})", self.reported.load(Ordering::Acquire))
-    }
-}
-
 type DiskJob = Box<dyn FnOnce() -> Result<(), DiskError> + Send>;
 
 /// One or more threads that take jobs from one queue, in order. With one thread each job ends

@@ -49,7 +49,7 @@ const HTTP2_FRAME_BYTES: u32 = 1 << 20;
 type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// The services of one node.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Services {
     /// The sending end of the loop's inbox.
     pub inbox: Inbox,
