@@ -418,20 +418,9 @@ impl Disk {
         self.staging.clone()
     }
 
-    /// Returns the bytes that were free on the file system at the last check.
-    pub fn free_bytes(&self) -> u64 {
-        self.space.free()
-    }
-
-    /// Returns the bytes below which the store refuses writes.
-    pub fn reserve_bytes(&self) -> u64 {
-        self.space.reserve()
-    }
-
-    /// Returns how many files could be created at the last check; `u64::MAX` if the file system
-    /// does not limit them.
-    pub fn free_inodes(&self) -> u64 {
-        self.space.inodes()
+    /// Returns the free space of the file system.
+    pub(crate) fn space(&self) -> &SpaceWatch {
+        &self.space
     }
 
     /// Notes that etcd records this store as suspect: a later start need not find the damage again.

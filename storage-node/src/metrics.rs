@@ -125,9 +125,9 @@ impl NodeMetrics {
     /// Updates the gauges and counters from the state machine and its disk.
     pub fn update(&mut self, node: &Node, names: &StoreNames, disk: &Disk) {
         self.disk_full.set(node.is_disk_full().into());
-        self.disk_free.set(i64_of(disk.free_bytes()));
-        self.disk_reserve.set(i64_of(disk.reserve_bytes()));
-        self.disk_free_inodes.set(i64_of(disk.free_inodes()));
+        self.disk_free.set(i64_of(disk.space().free()));
+        self.disk_reserve.set(i64_of(disk.space().reserve()));
+        self.disk_free_inodes.set(i64_of(disk.space().inodes()));
         self.log_size.set(i64_of(disk.log_bytes()));
         let (mut frozen, mut damaged) = (0, 0);
         let (mut shown, mut shown_lags) = (BTreeSet::new(), BTreeSet::new());
