@@ -320,6 +320,7 @@ def incomplete(reference):
     for path in REPOSITORY.glob("*/src/metrics.rs"):
         text = path.read_text()
         registered |= set(re.findall(r'(?:register|metric|times)\(\s*(?:\w+,\s*)?"(\w+)"', text))
+        registered |= set(re.findall(r'\bas "(\w+)",\s+"', text))
         # The list of those that each shard has.
         registered |= set(re.findall(r'^    \("(\w+)", "', text, re.MULTILINE))
     named = {re.sub("_total$", "", name) for name in re.findall(r"`dkc_(\w+)` \|", parts["Metrics"])}

@@ -2,8 +2,6 @@
 //!
 //! A chart has a white background of its own, so that it can be read on any page.
 
-use std::fmt::Write;
-
 const WIDTH: f64 = 860.0;
 const LEFT: f64 = 360.0;
 const RIGHT: f64 = 90.0;
@@ -38,12 +36,9 @@ pub fn bars(title: &str, bars: &[Bar]) -> String {
         let fill = if bar.is_ours { OURS } else { OTHERS };
         let baseline = y + BAR - 5.0;
         text(&mut svg, LEFT - 8.0, baseline, "end", &bar.label);
-        put(
-            &mut svg,
-            format_args!(
-                "<rect x=\"{LEFT}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{BAR}\" \
-                 fill=\"{fill}\"/>\n"
-            ),
+        svg += &format!(
+            "<rect x=\"{LEFT}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{BAR}\" \
+             fill=\"{fill}\"/>\n"
         );
         text(&mut svg, LEFT + width + 6.0, baseline, "start", &short(bar.value));
     }
@@ -66,27 +61,18 @@ pub fn line(title: &str, x_name: &str, points: &[(f64, f64)]) -> String {
         (PLOT_LEFT + along * width, TOP + PLOT_HEIGHT * (1.0 - up))
     };
     let bottom = TOP + PLOT_HEIGHT;
-    put(
-        &mut svg,
-        format_args!(
-            "<path d=\"M{PLOT_LEFT} {TOP}V{bottom}H{}\" fill=\"none\" stroke=\"#888\"/>\n",
-            WIDTH - RIGHT
-        ),
+    let right = WIDTH - RIGHT;
+    svg += &format!(
+        "<path d=\"M{PLOT_LEFT} {TOP}V{bottom}H{right}\" fill=\"none\" stroke=\"#888\"/>\n"
     );
     let placed: Vec<_> = points.iter().map(|&point| place(point)).collect();
     let path: Vec<_> = placed.iter().map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
-    put(
-        &mut svg,
-        format_args!(
-            "<polyline points=\"{}\" fill=\"none\" stroke=\"{OURS}\" stroke-width=\"2\"/>\n",
-            path.join(" ")
-        ),
+    let path = path.join(" ");
+    svg += &format!(
+        "<polyline points=\"{path}\" fill=\"none\" stroke=\"{OURS}\" stroke-width=\"2\"/>\n"
     );
     for (&(x, y), &(left, up)) in points.iter().zip(&placed) {
-        put(
-            &mut svg,
-            format_args!("<circle cx=\"{left:.1}\" cy=\"{up:.1}\" r=\"3\" fill=\"{OURS}\"/>\n"),
-        );
+        svg += &format!("<circle cx=\"{left:.1}\" cy=\"{up:.1}\" r=\"3\" fill=\"{OURS}\"/>\n");
         text(&mut svg, left, up - 8.0, "middle", &short(y));
         text(&mut svg, left, bottom + 18.0, "middle", &short(x));
     }
@@ -96,30 +82,19 @@ pub fn line(title: &str, x_name: &str, points: &[(f64, f64)]) -> String {
 }
 
 fn begin(title: &str, height: f64) -> String {
-    let mut svg = String::new();
-    put(
-        &mut svg,
-        format_args!(
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" \
-             font-family=\"sans-serif\" font-size=\"13\" role=\"img\">\n<rect width=\"{WIDTH}\" \
-             height=\"{height}\" fill=\"#fff\"/>\n"
-        ),
+    let mut svg = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" \
+         font-family=\"sans-serif\" font-size=\"13\" role=\"img\">\n<rect width=\"{WIDTH}\" \
+         height=\"{height}\" fill=\"#fff\"/>\n<title>{}</title>\n",
+        escaped(title)
     );
-    put(&mut svg, format_args!("<title>{}</title>\n", escaped(title)));
     text(&mut svg, 14.0, 26.0, "start", title);
     svg
 }
 
 fn text(svg: &mut String, x: f64, y: f64, anchor: &str, content: &str) {
     let content = escaped(content);
-    put(
-        svg,
-        format_args!("<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\">{content}</text>\n"),
-    );
-}
-
-fn put(svg: &mut String, what: std::fmt::Arguments<'_>) {
-    svg.write_fmt(what).expect("a String takes every character");
+    *svg += &format!("<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\">{content}</text>\n");
 }
 
 fn escaped(text: &str) -> String {

@@ -159,12 +159,12 @@ impl RequestGenerator {
         let request = if self.plan.batch == 1 {
             append(&mut self.text, format_args!("/v1/counters/{namespace}/k{first}/increment"));
             let token = self.token();
-            post(url, &self.text, Media::Json, token, b"")
+            HttpRequest::post(url, &self.text, DEADLINE, token.as_ref(), Media::Json, b"")
         } else {
             let path = format!("/v1/counters/{namespace}/increment");
             self.write_body();
-            let token = self.token();
-            post(url, &path, self.plan.media, token, self.text.as_bytes())
+            let (token, media, body) = (self.token(), self.plan.media, self.text.as_bytes());
+            HttpRequest::post(url, &path, DEADLINE, token.as_ref(), media, body)
         };
         Some((request, RequestKind::Write(self.keys.len() as u64)))
     }
@@ -189,19 +189,6 @@ impl RequestGenerator {
             *count += 1;
             IdempotencyHeaders { key: format!("{prefix}-{count}"), issued_at_ms: None }
         })
-    }
-}
-
-fn post(
-    url: &Url,
-    path: &str,
-    media: Media,
-    token: Option<IdempotencyHeaders>,
-    body: &[u8],
-) -> HttpRequest {
-    match &token {
-        Some(token) => HttpRequest::post_once(url, path, DEADLINE, media, token, body),
-        None => HttpRequest::post(url, path, DEADLINE, media, body),
     }
 }
 

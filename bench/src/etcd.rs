@@ -36,7 +36,8 @@ impl LoadClient for TransactionClient {
         self.chooser.choose(1, &mut self.keys);
         let body = transaction(*self.keys.first()?);
         let url = self.connection.url().clone();
-        let request = HttpRequest::post(&url, "/v3/kv/txn", DEADLINE, Media::Json, body.as_bytes());
+        let request =
+            HttpRequest::post(&url, "/v3/kv/txn", DEADLINE, None, Media::Json, body.as_bytes());
         Some(match self.connection.call(&request, DEADLINE).await {
             Ok(answer) if answer.status == 200 => {
                 let text = String::from_utf8_lossy(&answer.body);

@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use client::Url;
+use engine::key::{KEY_BYTES_MAX, NameMaker};
+use gateway::request::percent_decode;
 
-use crate::output;
+use crate::output::note;
 
 /// A command that has waited this long for an answer prints what it waits for.
 pub(crate) const NOTICE_AFTER: Duration = Duration::from_secs(1);
@@ -34,7 +36,7 @@ pub(crate) async fn with_notice<T>(urls: &[Url], until: &str, work: impl Future<
     if let Ok(done) = tokio::time::timeout(NOTICE_AFTER, &mut work).await {
         return done;
     }
-    output::note(&format!("no answer yet from {}: waiting {until}", names(urls)));
+    note!("no answer yet from {}: waiting {until}", names(urls));
     work.await
 }
 
@@ -45,16 +47,11 @@ pub(crate) fn names(urls: &[Url]) -> String {
 
 /// Checks a namespace before any request is sent.
 pub(crate) fn namespace(text: &str) -> Result<String, String> {
-    let allowed = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'.' | b'-');
-    if (1..=64).contains(&text.len()) && text.bytes().all(allowed) {
-        Ok(text.to_owned())
-    } else {
-        Err("a namespace is 1 to 64 of a-z 0-9 _ . -".to_owned())
+    match NameMaker::new(text.as_bytes(), 0) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(_) => Err("a namespace is 1 to 64 of a-z 0-9 _ . -".to_owned()),
     }
 }
-
-/// The longest key, in bytes.
-pub(crate) const KEY_BYTES_MAX: usize = 1024;
 
 /// Parses a key from the command line: any bytes, or percent-encoded.
 pub(crate) fn key(text: std::ffi::OsString, is_percent: bool) -> Result<Vec<u8>, String> {
@@ -91,23 +88,6 @@ pub(crate) fn shown(key: &[u8]) -> String {
         escape(&mut text, chunk.invalid());
     }
     text
-}
-
-fn percent_decode(text: &[u8]) -> Option<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text;
-    while let Some((&first, after)) = rest.split_first() {
-        if first != b'%' {
-            bytes.push(first);
-            rest = after;
-            continue;
-        }
-        let (digits, after) = after.split_at_checked(2)?;
-        let digit = |byte: u8| char::from(byte).to_digit(16);
-        bytes.push((digit(digits[0])? * 16 + digit(digits[1])?) as u8);
-        rest = after;
-    }
-    Some(bytes)
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use metastore::{EtcdInspection, Metastore, Settings, failover_bound};
 
 use crate::config::ParsedConfig;
 use crate::exit::CommandExit;
-use crate::output;
+use crate::output::{self, note};
 
 /// Prints and checks the settings. `warnings` are printed, too; `own` is the role's check of
 /// its settings and of the cluster that etcd holds, if there is one.
@@ -23,7 +23,7 @@ pub(crate) async fn run(
     own: impl Fn(Option<&Meta>) -> Result<(), String>,
 ) -> anyhow::Result<CommandExit> {
     output::result(parsed.print().trim_end())?;
-    warnings.iter().for_each(|warning| output::note(&format!("warning: {warning}")));
+    warnings.iter().for_each(|warning| note!("warning: {warning}"));
     let role = parsed.role();
     let mut errors: Vec<String> = own(None).err().into_iter().collect();
     errors.extend(listeners(role));
@@ -36,7 +36,7 @@ pub(crate) async fn run(
     }
     if let Some((data, Owner { cluster, store })) = owner {
         let data = data.display();
-        output::note(&format!("--data {data}: holds store {store} of cluster {cluster:032x}"));
+        note!("--data {data}: holds store {store} of cluster {cluster:032x}");
     }
     if errors.is_empty() {
         let own = |made: Option<&Meta>| match (owner, made) {
@@ -51,7 +51,7 @@ pub(crate) async fn run(
         errors.extend(etcd(role, own).await.err());
     }
     for error in &errors {
-        output::note(&format!("error: {error}"));
+        note!("error: {error}");
     }
     Ok(if errors.is_empty() { CommandExit::Done } else { CommandExit::Usage })
 }
@@ -101,34 +101,28 @@ async fn etcd(
         match Metastore::inspect(&settings, ttl_s).await {
             Ok(inspection) => inspection,
             Err(error) if error.is_transient() => {
-                output::note(&format!(
-                    "warning: --etcd {named}: {error}: a start would wait until etcd answers"
-                ));
+                note!("warning: --etcd {named}: {error}: a start would wait until etcd answers");
                 return Ok(());
             }
             Err(error) => return Err(format!("--etcd {named}: {error}")),
         };
-    output::note(&format!("etcd {version} answers"));
+    note!("etcd {version} answers");
     if let Some(warning) = warning {
-        output::note(&format!(
-            "warning: --etcd {named}: {warning}; this etcd has version {version}"
-        ));
+        note!("warning: --etcd {named}: {warning}; this etcd has version {version}");
     }
     if granted_s > ttl_s {
         let within = failover_bound(granted_s).as_secs();
-        output::note(&format!(
+        note!(
             "warning: --lease-ttl {ttl_s}: this etcd grants no lease below {granted_s} s (1.5 \
              times its election timeout), so a process that fails silently is replaced within \
              {within} s"
-        ));
+        );
     }
     let store = Metastore::connect(&settings).await.map_err(|error| error.to_string())?;
     match store.get::<Meta>(&()).await {
         Ok(Some(kept)) => own(Some(&kept.record)),
         Ok(None) => {
-            output::note(&format!(
-                "cluster {cluster:?} does not exist yet: a coordinator will create it"
-            ));
+            note!("cluster {cluster:?} does not exist yet: a coordinator will create it");
             Ok(())
         }
         Err(error) => Err(format!("--cluster {cluster}: {error}")),

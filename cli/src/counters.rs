@@ -16,8 +16,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::args::{self, ServerArgs, shown};
-use crate::exit::CommandExit;
-use crate::output;
+use crate::exit::{CommandExit, UsageError};
+use crate::output::{self, note};
 
 /// Options of `dkc incr`.
 #[derive(Debug, clap::Args)]
@@ -72,10 +72,7 @@ struct GetOutput<'a> {
 
 /// `dkc incr NS KEY [DELTA]`: prints the new value.
 pub(crate) async fn incr(args: IncrArgs) -> anyhow::Result<CommandExit> {
-    let key = match args::key(args.key, args.percent) {
-        Ok(key) => key,
-        Err(why) => return CommandExit::usage(why),
-    };
+    let key = args::key(args.key, args.percent).map_err(UsageError)?;
     let path = format!("/v1/counters/{}/{}/increment", args.namespace, percent_encode(&key));
     let body = json!({ "delta": args.delta, "return": "value" }).to_string();
     let mut gateways = Gateways::new(&args.server.urls);
@@ -114,10 +111,7 @@ struct IncrOutput<'a> {
 /// several counters, with percent-encoded keys.
 pub(crate) async fn get(args: GetArgs) -> anyhow::Result<CommandExit> {
     let keys = args.keys.into_iter().map(|key| args::key(key, args.percent));
-    let keys = match keys.collect::<Result<Vec<_>, _>>() {
-        Ok(keys) => keys,
-        Err(why) => return CommandExit::usage(why),
-    };
+    let keys = keys.collect::<Result<Vec<_>, _>>().map_err(UsageError)?;
     // Plain strings where possible, as in docs/http.md.
     let names: Vec<_> = keys
         .iter()
@@ -176,6 +170,6 @@ fn report(outcome: &str, title: &str, why: &str, as_json: bool) -> anyhow::Resul
     if as_json {
         return output::json(&json!({ "outcome": outcome, "detail": why }));
     }
-    output::note(&format!("{title}: {why}"));
+    note!("{title}: {why}");
     Ok(())
 }

@@ -17,7 +17,7 @@ use serde::Serialize;
 
 use crate::etcd::{connect, is_denoted_by};
 use crate::exit::CommandExit;
-use crate::output;
+use crate::output::{self, note};
 
 /// The pause between two reads of the shards' records.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
@@ -152,7 +152,7 @@ impl DrainTarget {
             }
             if (leads, copies) != reported {
                 reported = (leads, copies);
-                output::note(&format!("{}: leads {leads}, holds {copies}", self.name));
+                note!("{}: leads {leads}, holds {copies}", self.name);
             }
             if !std::mem::replace(&mut warned, true) {
                 self.warn_if_there_is_no_room().await?;
@@ -188,11 +188,11 @@ impl DrainTarget {
         };
         let others = stores.iter().filter(takes).count();
         if others < usize::from(meta.record.replicas) {
-            output::note(&format!(
+            note!(
                 "{others} other nodes cannot hold {} copies of each shard: the remaining copies \
                  move when another node joins",
                 meta.record.replicas
-            ));
+            );
         }
         Ok(())
     }

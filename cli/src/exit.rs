@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::process::ExitCode;
 
-use crate::output;
+use crate::output::note;
 
 /// The exit code of a command. If several apply, the last one here wins: an unknown outcome must
 /// not be reported as a failure, which a caller may simply retry.
@@ -22,10 +22,15 @@ pub(crate) enum CommandExit {
 impl CommandExit {
     /// Prints a usage error.
     pub(crate) fn usage(why: impl Display) -> anyhow::Result<Self> {
-        output::note(&format!("error: {why}"));
+        note!("error: {why}");
         Ok(Self::Usage)
     }
 }
+
+/// An error of the command line, or of what it names.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct UsageError(pub(crate) String);
 
 impl From<CommandExit> for ExitCode {
     fn from(exit: CommandExit) -> Self {

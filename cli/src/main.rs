@@ -28,7 +28,8 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use engine::records::Meta;
 
 use crate::config::{ConfigError, ParsedConfig, RoleArgs};
-use crate::exit::CommandExit;
+use crate::exit::{CommandExit, UsageError};
+use crate::output::note;
 
 // A role allocates many small values that live as long as a batch; glibc's allocator would not
 // return their memory.
@@ -88,7 +89,7 @@ fn main() -> ExitCode {
         // clap exits with 2 on wrong usage and with 0 on --help, as `CommandExit` does.
         Err(ConfigError::Usage(error)) => error.exit(),
         Err(ConfigError::File(why)) => {
-            output::note(&format!("error: {why}"));
+            note!("error: {why}");
             return CommandExit::Usage.into();
         }
     };
@@ -133,12 +134,11 @@ fn main() -> ExitCode {
 }
 
 fn end(ended: anyhow::Result<CommandExit>) -> ExitCode {
-    ended
-        .unwrap_or_else(|error| {
-            output::note(&format!("error: {error:#}"));
-            CommandExit::Failed
-        })
-        .into()
+    let exit = ended.unwrap_or_else(|error| {
+        note!("error: {error:#}");
+        if error.is::<UsageError>() { CommandExit::Usage } else { CommandExit::Failed }
+    });
+    exit.into()
 }
 
 /// Runs a role, which has its own runtime and its own exit codes. `warning` concerns its

@@ -36,8 +36,16 @@ pub(crate) fn report<T: Serialize>(
     if as_json { json(value) } else { result(&text(value)) }
 }
 
+/// Formats a message and writes it to stderr.
+macro_rules! note {
+    ($($text:tt)*) => {
+        $crate::output::write_note(&format!($($text)*))
+    };
+}
+pub(crate) use note;
+
 /// Writes a message to stderr. An error is ignored: nothing depends on the message.
-pub(crate) fn note(text: &str) {
+pub(crate) fn write_note(text: &str) {
     drop(writeln!(io::stderr().lock(), "{text}"));
 }
 

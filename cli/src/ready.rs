@@ -5,7 +5,7 @@ use std::time::Duration;
 use client::{HttpConnection, HttpRequest, Url};
 
 use crate::exit::CommandExit;
-use crate::output;
+use crate::output::{self, note};
 
 /// Options of `dkc ready`.
 #[derive(Debug, clap::Args)]
@@ -38,7 +38,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<CommandExit> {
             Ok(if answer.status == 200 { CommandExit::Done } else { CommandExit::Failed })
         }
         Err(error) => {
-            output::note(&format!("error: {}/readyz: {error}", args.at));
+            note!("error: {}/readyz: {error}", args.at);
             Ok(CommandExit::Failed)
         }
     }

@@ -23,7 +23,7 @@ use tokio::time::Instant;
 
 use crate::etcd::{cluster, connect, is_denoted_by};
 use crate::exit::CommandExit;
-use crate::output;
+use crate::output::{self, note};
 use crate::signals::Signals;
 
 /// The pause between two reads of etcd.
@@ -121,7 +121,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<CommandExit> {
         return CommandExit::usage(format!("node {:?} is not running", args.node));
     };
     if metastore.get::<CoordinatorRecord>(&()).await?.is_none() {
-        output::note(
+        note!(
             "error: no coordinator is leader, and the leader carries out a promotion: start a \
              coordinator. Nothing was written",
         );
@@ -129,15 +129,13 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<CommandExit> {
     }
     let copies = view.copies(store).await;
     if let Some(leader) = view.leader(&copies) {
-        output::note(&format!(
-            "error: shard {shard} already has primary {leader}: no promotion is needed"
-        ));
+        note!("error: shard {shard} already has primary {leader}: no promotion is needed");
         return Ok(CommandExit::Failed);
     }
     let report = view.report(store, &copies);
     report.warn();
     if !args.yes && !report.is_confirmed(&mut io::stdin().lock())? {
-        output::note("not confirmed: nothing was written");
+        note!("not confirmed: nothing was written");
         return Ok(CommandExit::Failed);
     }
     let config = view.record.record.clone();
@@ -148,19 +146,19 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<CommandExit> {
             output::report(args.json, &report, PromoteReport::sentence)?;
             let (exit, remark) = verdict(&request.intent, &loss, &report, &view.name(store));
             if let Some(remark) = remark {
-                output::note(&remark);
+                note!("{remark}");
             }
             Ok(exit)
         }
         PromoteResult::Refused(why) => {
-            output::note(&format!("error: {why}. Nothing was changed"));
+            note!("error: {why}. Nothing was changed");
             Ok(CommandExit::Failed)
         }
         PromoteResult::Unknown(why) => {
-            output::note(&format!(
+            note!(
                 "unknown: {why}. `dkc status` lists the promotion under \"promoted with data \
                  loss\" if it was carried out"
-            ));
+            );
             Ok(CommandExit::Unknown)
         }
     }
@@ -289,11 +287,11 @@ impl PromoteReport {
     /// Prints the consequences before the confirmation.
     fn warn(&self) {
         let Self { shard, primary, uuid, last, given_up, .. } = self;
-        output::note(&format!(
+        note!(
             "{primary} (store {uuid}) becomes primary of shard {shard}. The log of its copy ends \
              at position {last}."
-        ));
-        output::note(
+        );
+        note!(
             "Entries of these copies after that position are lost, and are overwritten if the \
              copies return:",
         );
@@ -302,14 +300,14 @@ impl PromoteReport {
             let last = last.map_or("position unknown".to_owned(), |last| {
                 format!("known to hold entries up to {last}")
             });
-            output::note(&format!("  {node} (store {uuid}): {answers}, {last}"));
+            note!("  {node} (store {uuid}): {answers}, {last}");
         }
     }
 
     /// Asks for confirmation; returns whether the user typed the shard and the node on one line.
     fn is_confirmed(&self, from: &mut impl BufRead) -> io::Result<bool> {
         let wanted = format!("{} {}", self.shard, self.primary);
-        output::note(&format!("To confirm, type the shard and the node: {wanted}"));
+        note!("To confirm, type the shard and the node: {wanted}");
         let mut line = String::new();
         from.read_line(&mut line)?;
         Ok(line.trim() == wanted)
@@ -430,7 +428,7 @@ impl PromoteRequest {
         tokio::select! {
             loss = self.loss() => loss,
             () = signals.next() => {
-                output::note("stopping: withdrawing the request");
+                note!("stopping: withdrawing the request");
                 Err("interrupted".to_owned())
             }
             () = tokio::time::sleep_until(until) => {

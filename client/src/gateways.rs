@@ -44,7 +44,7 @@ impl Gateways {
         for connection in &mut self.connections {
             let request = match json {
                 Some(json) => {
-                    HttpRequest::post(connection.url(), path, deadline, Media::Json, json)
+                    HttpRequest::post(connection.url(), path, deadline, None, Media::Json, json)
                 }
                 None => HttpRequest::get(connection.url(), path, deadline),
             };
@@ -75,7 +75,7 @@ impl Gateways {
             for connection in &mut self.connections {
                 let url = connection.url().clone();
                 let request =
-                    HttpRequest::post_once(&url, path, DEADLINE, Media::Json, token, json);
+                    HttpRequest::post(&url, path, DEADLINE, Some(token), Media::Json, json);
                 let answer = connection.call(&request, DEADLINE + GRACE).await;
                 let was_answered = answer.is_ok();
                 last = match answer {

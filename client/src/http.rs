@@ -120,31 +120,23 @@ impl HttpRequest {
         Self { bytes }
     }
 
-    /// Returns a POST request. `path` and `deadline` are as in [`get`](Self::get).
-    pub fn post(url: &Url, path: &str, deadline: Duration, media: Media, body: &[u8]) -> Self {
-        let bytes = head("POST", url, path, deadline, body.len());
-        Self::with_body(bytes, media, body)
-    }
-
-    /// Returns a POST request that may be sent again unchanged, to any gateway, until a response
-    /// comes.
-    pub fn post_once(
+    /// Returns a POST request. `path` and `deadline` are as in [`get`](Self::get). A request with a
+    /// token may be sent again unchanged, to any gateway, until a response comes.
+    pub fn post(
         url: &Url,
         path: &str,
         deadline: Duration,
+        token: Option<&IdempotencyHeaders>,
         media: Media,
-        token: &IdempotencyHeaders,
         body: &[u8],
     ) -> Self {
         let mut bytes = head("POST", url, path, deadline, body.len());
-        write!(bytes, "Idempotency-Key: \"{}\"\r\n", token.key).expect("a Vec takes every byte");
-        if let Some(at) = token.issued_at_ms {
-            write!(bytes, "Idempotency-Issued-At: {at}\r\n").expect("a Vec takes every byte");
+        if let Some(IdempotencyHeaders { key, issued_at_ms }) = token {
+            write!(bytes, "Idempotency-Key: \"{key}\"\r\n").expect("a Vec takes every byte");
+            if let Some(at) = issued_at_ms {
+                write!(bytes, "Idempotency-Issued-At: {at}\r\n").expect("a Vec takes every byte");
+            }
         }
-        Self::with_body(bytes, media, body)
-    }
-
-    fn with_body(mut bytes: Vec<u8>, media: Media, body: &[u8]) -> Self {
         let (media, length) = (media.name(), body.len());
         write!(bytes, "Content-Type: {media}\r\nContent-Length: {length}\r\n\r\n")
             .expect("a Vec takes every byte");
@@ -186,28 +178,19 @@ pub struct HttpResponse {
 }
 
 /// The reason why there is no response, which decides what may be done next.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum CallError {
     /// No byte of the request left this process: it had no effect, and may be sent again anywhere.
+    #[error("not sent: {0}")]
     NotSent(io::Error),
     /// At least one byte was sent and no complete response came: the request may or may not have
     /// had its effect.
+    #[error("sent, but no answer: {0}")]
     Unanswered(io::Error),
     /// The first bytes that came back are not HTTP, so the server did not understand the request.
+    #[error("the server there does not use HTTP/1.1")]
     NoHttp,
 }
-
-impl fmt::Display for CallError {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NotSent(error) => write!(formatter, "not sent: {error}"),
-            Self::Unanswered(error) => write!(formatter, "sent, but no answer: {error}"),
-            Self::NoHttp => formatter.write_str("the server there does not use HTTP/1.1"),
-        }
-    }
-}
-
-impl std::error::Error for CallError {}
 
 /// A connection to one server, which is opened by the first call and again after a failure.
 #[derive(Debug)]
@@ -696,7 +679,7 @@ mod tests {
     async fn a_connection_serves_many_calls() {
         let answer = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi";
         let url = serve(vec![answer, answer]).await;
-        let request = HttpRequest::post(&url, "/", WITHIN, Media::Json, b"{}");
+        let request = HttpRequest::post(&url, "/", WITHIN, None, Media::Json, b"{}");
         let mut connection = HttpConnection::new(url);
         for _ in 0..2 {
             assert_eq!(connection.call(&request, WITHIN).await.unwrap().body, b"hi");
@@ -721,7 +704,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = Url::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
         let body = vec![b'a'; 32 << 20];
-        let request = HttpRequest::post(&url, "/", WITHIN, Media::Text, &body);
+        let request = HttpRequest::post(&url, "/", WITHIN, None, Media::Text, &body);
         let got = HttpConnection::new(url).call(&request, Duration::from_millis(50)).await;
         let Err(CallError::Unanswered(error)) = got else { panic!("{got:?}") };
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
@@ -752,7 +735,7 @@ mod tests {
         let url = Url::parse("http://a").unwrap();
         let bytes_of = |issued_at_ms| {
             let token = IdempotencyHeaders { key: "k-1".to_owned(), issued_at_ms };
-            let request = HttpRequest::post_once(&url, "/", WITHIN, Media::Text, &token, b"a");
+            let request = HttpRequest::post(&url, "/", WITHIN, Some(&token), Media::Text, b"a");
             String::from_utf8(request.bytes).unwrap()
         };
         let begin = "POST / HTTP/1.1\r\nHost: a:80\r\nRequest-Timeout-Ms: 5000\r\n\

@@ -2,12 +2,12 @@
 
 use engine::coordinator::decision::Cause;
 use engine::node::CasOutcome;
+use telemetry::metrics;
 use telemetry::prometheus_client::metrics::counter::Counter;
 use telemetry::prometheus_client::metrics::family::Family;
 use telemetry::prometheus_client::metrics::gauge::Gauge;
 use telemetry::prometheus_client::metrics::histogram::Histogram;
 use telemetry::prometheus_client::registry::Registry;
-use telemetry::{metric, metrics};
 
 /// One label and its value.
 type Label = [(&'static str, &'static str); 1];
@@ -16,15 +16,13 @@ metrics! {
     /// Handles of the registered metrics. They are changed without a lock; clones share them.
     #[derive(Clone, Debug)]
     pub(crate) struct Gauges in r {
-        pub(crate) promotions: Counter = metric(r, "promotions", "Shards that got a new primary");
-        pub(crate) losses: Counter =
-            metric(r, "losses", "Shards that began an epoch with a recorded data loss");
-        pub(crate) elections: Counter =
-            metric(r, "elections", "Elections that this process has won");
-        pub(crate) leading: Gauge = metric(r, "leading", "1 while this process is the leader");
-        deaths: Family<Label, Counter> = metric(r, "node_deaths", "Nodes found dead by a probe");
-        proposals: Family<Label, Counter> =
-            metric(r, "proposals", "Transactions sent to etcd");
+        pub(crate) promotions: Counter as "promotions", "Shards that got a new primary";
+        pub(crate) losses: Counter
+            as "losses", "Shards that began an epoch with a recorded data loss";
+        pub(crate) elections: Counter as "elections", "Elections that this process has won";
+        pub(crate) leading: Gauge as "leading", "1 while this process is the leader";
+        deaths: Family<Label, Counter> as "node_deaths", "Nodes found dead by a probe";
+        proposals: Family<Label, Counter> as "proposals", "Transactions sent to etcd";
         pub(crate) promotion_seconds: Histogram =
             Histogram::new([0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 6.0, 15.0, 60.0]);
     }

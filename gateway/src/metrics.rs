@@ -49,39 +49,28 @@ const STATUSES: usize = 500;
 metrics! {
     /// The metrics of all workers together.
     pub(crate) struct GatewayMetrics in r {
-        requests: Family<LabelPairs<2>, Counter> =
-            metric(r, "requests", "Answered requests, by operation and status");
+        requests: Family<LabelPairs<2>, Counter>
+            as "requests", "Answered requests, by operation and status";
         /// The counters of `requests` by operation and status, each looked up once: a look-up in
         /// the family takes a lock.
         known: [[OnceLock<Counter>; STATUSES]; OPERATIONS.len()] =
             std::array::from_fn(|_| std::array::from_fn(|_| OnceLock::new()));
         refusals: [Counter; REFUSAL_LABELS.len()] =
             by_reason(metric(r, "refusals", "Batches that nodes refused, by reason"));
-        pub(crate) connections: Gauge<i64> = metric(r, "connections", "Open client connections");
-        pub(crate) without_primary: Gauge<i64> = metric(
-            r,
-            "gateway_shards_without_primary",
-            "Shards to whose primary this gateway has no connection",
-        );
-        batches: Counter = metric(r, "batches", "Batches sealed");
-        sends: Counter =
-            metric(r, "batch_sends", "Sends of batches, including the first send of each");
-        ops: Counter = metric(r, "batched_ops", "Operations put into batches");
-        ops_sent: Counter = metric(
-            r,
-            "batched_ops_sent",
-            "Operations sent in batches, after adds to one key were merged",
-        );
-        pub(crate) replays: Counter = metric(
-            r,
-            "idempotent_replays",
-            "Operations answered with the result of an earlier one with the same token",
-        );
-        pub(crate) shed: Counter = metric(
-            r,
-            "connections_shed",
-            "Idle client connections closed to make room for new ones",
-        );
+        pub(crate) connections: Gauge<i64> as "connections", "Open client connections";
+        pub(crate) without_primary: Gauge<i64>
+            as "gateway_shards_without_primary",
+            "Shards to whose primary this gateway has no connection";
+        batches: Counter as "batches", "Batches sealed";
+        sends: Counter as "batch_sends", "Sends of batches, including the first send of each";
+        ops: Counter as "batched_ops", "Operations put into batches";
+        ops_sent: Counter
+            as "batched_ops_sent", "Operations sent in batches, after adds to one key were merged";
+        pub(crate) replays: Counter
+            as "idempotent_replays",
+            "Operations answered with the result of an earlier one with the same token";
+        pub(crate) shed: Counter
+            as "connections_shed", "Idle client connections closed to make room for new ones";
     }
 }
 

@@ -150,10 +150,7 @@ async fn work(
         counters: context.counters.clone(),
         process: context.process,
         idle,
-        published: RefCell::new(Published {
-            counts: Counts::default(),
-            readiness: WorkerReadiness::default(),
-        }),
+        published: RefCell::default(),
     };
     let settings = Settings { number, ..context.settings };
     let batcher = Batcher::new(settings.clone());
@@ -222,6 +219,7 @@ struct WorkerDriver {
 }
 
 /// The counts and the readiness that were published last.
+#[derive(Default)]
 struct Published {
     counts: Counts,
     readiness: WorkerReadiness,

@@ -17,7 +17,6 @@
 //! it, and the process ends with [`DiskError::exit_code`].
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -108,12 +107,6 @@ pub struct Disk {
     state: Arc<StateStore>,
     /// The lock is held until all threads have ended.
     _lock: Arc<File>,
-}
-
-impl fmt::Debug for Disk {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Disk({:?}, {:?})", self.state, self.view)
-    }
 }
 
 impl Drop for Disk {
@@ -301,7 +294,7 @@ impl Disk {
     ) {
         self.flushing = Some(table.clone());
         let sink = self.sink.clone();
-        self.change("flush", Event::Ingested { flush }, move |state| {
+        self.change(None, "flush", Event::Ingested { flush }, move |state| {
             kill::point("flush.begun");
             let advanced = |counters| sink.send(Event::FlushAdvanced { flush, counters });
             state.flush(&table, &shards, advanced)
@@ -315,7 +308,8 @@ impl Disk {
     /// suspect for nothing.
     pub fn drop_rows(&mut self, shard: ShardId, slots: Slots) {
         let done = Event::RowsDropped { shard };
-        self.change_once_durable("removal of a copy's rows", done, move |state| {
+        let durable = Some(self.durable_to_here());
+        self.change(durable, "removal of a copy's rows", done, move |state| {
             kill::point("drop.begun");
             state.drop_rows(slots)
         });
@@ -336,7 +330,8 @@ impl Disk {
         let staging = self.staging.clone();
         let done = Event::SnapshotInstalled { conn, transfer };
         let mut staged = None;
-        self.change_once_durable("install of a snapshot", done, move |state| {
+        let durable = Some(self.durable_to_here());
+        self.change(durable, "install of a snapshot", done, move |state| {
             kill::point("install.begun");
             let take =
                 || staging.take(conn, transfer).expect("a snapshot is staged before its install");
@@ -423,20 +418,9 @@ impl Disk {
         self.staging.clone()
     }
 
-    /// Returns the bytes that were free on the file system at the last check.
-    pub fn free_bytes(&self) -> u64 {
-        self.space.free()
-    }
-
-    /// Returns the bytes below which the store refuses writes.
-    pub fn reserve_bytes(&self) -> u64 {
-        self.space.reserve()
-    }
-
-    /// Returns how many files could be created at the last check; `u64::MAX` if the file system
-    /// does not limit them.
-    pub fn free_inodes(&self) -> u64 {
-        self.space.inodes()
+    /// Returns the free space of the file system.
+    pub(crate) fn space(&self) -> &SpaceWatch {
+        &self.space
     }
 
     /// Notes that etcd records this store as suspect: a later start need not find the damage again.
@@ -454,45 +438,26 @@ impl Disk {
         self.state_jobs.run(move || retry.run(job, || disk_open::remove_set_aside_state(&folder)));
     }
 
-    /// Queues a change of the state that waits until everything written so far is durable.
-    fn change_once_durable(
-        &mut self,
+    /// Queues a change of the state, to be made once `durable` is signalled. The event is sent with
+    /// the view of the state after it.
+    fn change(
+        &self,
+        durable: Option<mpsc::Receiver<()>>,
         job: &'static str,
         done: Event,
         mut change: impl FnMut(&StateStore) -> Result<(), DiskError> + Send + 'static,
     ) {
-        let durable = self.durable_to_here();
         let (state, sink) = (self.state.clone(), self.sink.clone());
         let retry = self.retry.clone();
         self.state_jobs.run(move || {
             // The channel is closed if the log has failed or the disk is being dropped.
-            if durable.recv().is_err() {
+            if durable.is_some_and(|durable| durable.recv().is_err()) {
                 return Ok(());
             }
             retry.run(job, || change(&state))?;
-            changed(&state, &sink, done);
+            kill::point("state.changed");
+            sink.send_with_view(done, state.view());
             Ok(())
         });
     }
-
-    /// Queues a change of the state; the event is sent with the view of the state after it.
-    fn change(
-        &self,
-        job: &'static str,
-        done: Event,
-        mut change: impl FnMut(&StateStore) -> Result<(), DiskError> + Send + 'static,
-    ) {
-        let (state, sink) = (self.state.clone(), self.sink.clone());
-        let retry = self.retry.clone();
-        self.state_jobs.run(move || {
-            retry.run(job, || change(&state))?;
-            changed(&state, &sink, done);
-            Ok(())
-        });
-    }
-}
-
-fn changed(state: &StateStore, sink: &EventSink, done: Event) {
-    kill::point("state.changed");
-    sink.send_with_view(done, state.view());
 }

@@ -34,12 +34,6 @@ pub struct EtcdClient {
     incarnation: u32,
 }
 
-impl std::fmt::Debug for EtcdClient {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "EtcdClient(incarnation {})", self.incarnation)
-    }
-}
-
 impl EtcdClient {
     /// Creates a client. Must be called within a runtime.
     pub fn new(metastore: Metastore, inbox: Inbox, tasks: CriticalTasks, incarnation: u32) -> Self {

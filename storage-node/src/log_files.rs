@@ -18,7 +18,6 @@ use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
-use std::thread::JoinHandle;
 
 use bytes::Bytes;
 use engine::store::log::writer::Output;
@@ -27,12 +26,12 @@ use crate::error::{DiskError, context};
 use crate::folders::{self, make_durably};
 use crate::kill;
 use crate::shortage_retry::ShortageRetry;
-use crate::workers::{join, spawn};
+use crate::workers::{JoinedThread, spawn};
 
 static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
 
 /// The folder of the log.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct LogFolder {
     path: PathBuf,
     /// `None` while the store is being opened: the caller retries the opening as a whole.
@@ -224,7 +223,6 @@ impl LogFolder {
 }
 
 /// Writes groups, one after the other, each durable before `write` returns.
-#[derive(Debug)]
 pub struct LogWriter {
     folder: LogFolder,
     spares: Spares,
@@ -264,17 +262,18 @@ impl LogWriter {
 #[derive(Debug)]
 struct Spares {
     size: usize,
-    wanted: Option<mpsc::Sender<()>>,
+    wanted: mpsc::Sender<()>,
     made: mpsc::Receiver<Result<PathBuf, DiskError>>,
     next_odd: u64,
-    thread: Option<JoinHandle<()>>,
+    /// The spare being made is awaited, so that the next process to open the folder has it alone.
+    _thread: JoinedThread,
 }
 
 impl Spares {
     fn new(folder: LogFolder, size: usize) -> Self {
         let (wanted, wants) = mpsc::channel();
         let (make, made) = mpsc::channel();
-        let thread = spawn("dkc-spares", move || {
+        let _thread = spawn("dkc-spares", move || {
             for (name, ()) in (0..).map(|n| n * 2).zip(wants) {
                 if make.send(folder.make_spare(name, size)).is_err() {
                     return;
@@ -283,7 +282,7 @@ impl Spares {
         });
         // `take` notices a thread that has ended.
         let _ = wanted.send(());
-        Self { size, wanted: Some(wanted), made, next_odd: 1, thread: Some(thread) }
+        Self { size, wanted, made, next_odd: 1, _thread }
     }
 
     /// Returns the file that was made ahead, if its size is right, or one made now.
@@ -294,15 +293,7 @@ impl Spares {
         }
         let gone = || DiskError::Thread("dkc-spares");
         let spare = self.made.recv().map_err(|_| gone())??;
-        self.wanted.as_ref().and_then(|wanted| wanted.send(()).ok()).ok_or_else(gone)?;
+        self.wanted.send(()).map_err(|_| gone())?;
         Ok(spare)
-    }
-}
-
-impl Drop for Spares {
-    /// Waits for the spare being made, so that the next process to open the folder has it alone.
-    fn drop(&mut self) {
-        self.wanted = None;
-        join(self.thread.take());
     }
 }

@@ -12,7 +12,6 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak, mpsc};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use engine::entry::Entry;
@@ -32,7 +31,7 @@ use crate::error::DiskError;
 use crate::kill;
 use crate::log_files::{LogFolder, LogWriter};
 use crate::space::Fullness;
-use crate::workers::{DiskWorkers, FailureReporter, join, spawn};
+use crate::workers::{DiskWorkers, FailureReporter, JoinedThread, spawn};
 
 pub(crate) enum LogJob {
     Group {
@@ -55,8 +54,8 @@ pub(crate) enum LogJob {
 
 /// The loop's handle of the thread.
 pub(crate) struct LogThread {
-    jobs: Option<Arc<mpsc::Sender<LogJob>>>,
-    thread: Option<JoinHandle<()>>,
+    jobs: Arc<mpsc::Sender<LogJob>>,
+    _thread: JoinedThread,
     stats: Arc<LogStats>,
     folder: LogFolder,
 }
@@ -106,16 +105,14 @@ impl LogThread {
             fullness,
             stats: stats.clone(),
         };
-        let thread = spawn(NAME, move || reporter.guard(NAME, || log.run(&queue)));
-        Self { jobs: Some(jobs), thread: Some(thread), stats, folder }
+        let _thread = spawn(NAME, move || reporter.guard(NAME, || log.run(&queue)));
+        Self { jobs, _thread, stats, folder }
     }
 
     /// Queues a job. If the thread has failed, that has been reported, and the process is about to
     /// end.
     pub(crate) fn run(&self, job: LogJob) {
-        if let Some(jobs) = &self.jobs {
-            let _ = jobs.send(job);
-        }
+        let _ = self.jobs.send(job);
     }
 
     pub(crate) fn fsync_age(&self) -> Duration {
@@ -129,13 +126,6 @@ impl LogThread {
 
     pub(crate) fn bytes(&self) -> u64 {
         self.stats.bytes.load(Ordering::Relaxed)
-    }
-}
-
-impl Drop for LogThread {
-    fn drop(&mut self) {
-        self.jobs = None;
-        join(self.thread.take());
     }
 }
 

@@ -34,68 +34,40 @@ metrics! {
             times(r, "commit_seconds", "Seconds from a batch's arrival to its acknowledgement");
         fsync_seconds: Histogram =
             times(r, "fsync_seconds", "Seconds to write and fsync one group");
-        frames: Counter = metric(r, "frames", "Frames received from gateways");
-        batches: Counter = metric(r, "batches", "Batches received from gateways");
-        refusals: Family<NodeLabels, Counter> =
-            metric(r, "refusals", "Batches and reads refused, by reason");
+        frames: Counter as "frames", "Frames received from gateways";
+        batches: Counter as "batches", "Batches received from gateways";
+        refusals: Family<NodeLabels, Counter> as "refusals", "Batches and reads refused, by reason";
         /// The gauges by shard, in the order of [`OF_SHARD`].
         of_shard: [Family<NodeLabels, Gauge>; OF_SHARD.len()] =
             OF_SHARD.map(|(name, help)| metric(r, name, help));
-        lag_entries: Family<NodeLabels, Gauge> = metric(
-            r,
-            "lag_entries",
-            "Entries not acknowledged by a follower, by shard led here and node",
-        );
-        idempotency_recorded: Counter = metric(
-            r,
-            "idempotency_recorded",
-            "Requests whose token was recorded, in shards led here",
-        );
-        idempotency_refused: Counter = metric(
-            r,
-            "idempotency_refused",
-            "Requests refused because there was no room for a token record, in shards led here",
-        );
-        frozen_shards: Gauge = metric(r, "frozen_shards", "Frozen shards led here");
-        digest_mismatches: Counter = metric(
-            r,
-            "digest_mismatches",
-            "Followers whose digest differed at the same position",
-        );
-        durability_violations: Counter = metric(
-            r,
-            "durability_violations",
-            "In-sync members that had lost acknowledged entries",
-        );
-        scrubs: Counter = metric(r, "scrubs", "Scrubs completed");
-        scrub_damages: Counter = metric(r, "scrub_damages", "Damaged copies found by scrubs");
-        scrub_ended: Gauge = metric(
-            r,
-            "scrub_ended_seconds",
-            "Unix time at which the last scrub ended, 0 if none since the start",
-        );
-        damaged_copies: Gauge =
-            metric(r, "damaged_copies", "Stopped copies that wait to be filled again");
-        connections_closed_full: Counter = metric(
-            r,
-            "connections_closed_full",
-            "Connections closed because the other end did not read",
-        );
-        disk_full: Gauge = metric(
-            r,
-            "disk_full",
-            "1 while the disk is full: writes are refused, reads are served",
-        );
-        disk_free: Gauge =
-            metric(r, "disk_free_bytes", "Bytes free on the file system of the data folder");
-        disk_reserve: Gauge = metric(
-            r,
-            "disk_reserve_bytes",
-            "The node refuses writes when fewer bytes than this are free",
-        );
-        disk_free_inodes: Gauge =
-            metric(r, "disk_free_inodes", "Inodes free on the file system of the data folder");
-        log_size: Gauge = metric(r, "log_bytes", "Bytes of log segments in use");
+        lag_entries: Family<NodeLabels, Gauge>
+            as "lag_entries", "Entries not acknowledged by a follower, by shard led here and node";
+        idempotency_recorded: Counter
+            as "idempotency_recorded", "Requests whose token was recorded, in shards led here";
+        idempotency_refused: Counter
+            as "idempotency_refused",
+            "Requests refused because there was no room for a token record, in shards led here";
+        frozen_shards: Gauge as "frozen_shards", "Frozen shards led here";
+        digest_mismatches: Counter
+            as "digest_mismatches", "Followers whose digest differed at the same position";
+        durability_violations: Counter
+            as "durability_violations", "In-sync members that had lost acknowledged entries";
+        scrubs: Counter as "scrubs", "Scrubs completed";
+        scrub_damages: Counter as "scrub_damages", "Damaged copies found by scrubs";
+        scrub_ended: Gauge
+            as "scrub_ended_seconds",
+            "Unix time at which the last scrub ended, 0 if none since the start";
+        damaged_copies: Gauge as "damaged_copies", "Stopped copies that wait to be filled again";
+        connections_closed_full: Counter
+            as "connections_closed_full", "Connections closed because the other end did not read";
+        disk_full: Gauge
+            as "disk_full", "1 while the disk is full: writes are refused, reads are served";
+        disk_free: Gauge as "disk_free_bytes", "Bytes free on the file system of the data folder";
+        disk_reserve: Gauge
+            as "disk_reserve_bytes", "The node refuses writes when fewer bytes than this are free";
+        disk_free_inodes: Gauge
+            as "disk_free_inodes", "Inodes free on the file system of the data folder";
+        log_size: Gauge as "log_bytes", "Bytes of log segments in use";
         /// The labels set at the last update, so that those of a shard that moved away are removed.
         shown: BTreeSet<NodeLabels> = BTreeSet::new();
         shown_lags: BTreeSet<NodeLabels> = BTreeSet::new();
@@ -153,9 +125,9 @@ impl NodeMetrics {
     /// Updates the gauges and counters from the state machine and its disk.
     pub fn update(&mut self, node: &Node, names: &StoreNames, disk: &Disk) {
         self.disk_full.set(node.is_disk_full().into());
-        self.disk_free.set(i64_of(disk.free_bytes()));
-        self.disk_reserve.set(i64_of(disk.reserve_bytes()));
-        self.disk_free_inodes.set(i64_of(disk.free_inodes()));
+        self.disk_free.set(i64_of(disk.space().free()));
+        self.disk_reserve.set(i64_of(disk.space().reserve()));
+        self.disk_free_inodes.set(i64_of(disk.space().inodes()));
         self.log_size.set(i64_of(disk.log_bytes()));
         let (mut frozen, mut damaged) = (0, 0);
         let (mut shown, mut shown_lags) = (BTreeSet::new(), BTreeSet::new());

@@ -35,12 +35,6 @@ pub(crate) struct ShortageRetry {
     stopping: Arc<AtomicBool>,
 }
 
-impl std::fmt::Debug for ShortageRetry {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "ShortageRetry({:?})", self.folder)
-    }
-}
-
 impl ShortageRetry {
     /// Creates a policy. `stopping` is set when the results of jobs are not needed any more.
     pub(crate) fn new(

@@ -28,7 +28,6 @@ use crate::workers::FailureReporter;
 // ---- the sending end ----------------------------------------------------------------------------
 
 /// A reader of a shard as of one moment.
-#[derive(Debug)]
 pub struct SnapshotReader {
     view: StateView,
     slots: Slots,
@@ -90,7 +89,7 @@ impl SnapshotReader {
 type Staged = BTreeMap<(Conn, u64), Vec<PathBuf>>;
 
 /// The place of staged snapshots until the state machine installs or discards them.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Staging {
     state: Arc<StateStore>,
     staged: Arc<Mutex<Staged>>,
@@ -178,12 +177,6 @@ pub struct Stager {
     digest: u128,
     /// The sums of the idempotency records so far. Records of other buckets do not exist.
     tokens: BucketCounts,
-}
-
-impl std::fmt::Debug for Stager {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Stager({:?})", self.id)
-    }
 }
 
 impl Stager {

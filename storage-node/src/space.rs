@@ -12,7 +12,6 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use engine::node::Event;
@@ -20,7 +19,7 @@ use rustix::fs::StatVfs;
 
 use crate::disk_event::EventSink;
 use crate::error::{DiskError, context};
-use crate::workers::{FailureReporter, join, spawn};
+use crate::workers::{FailureReporter, JoinedThread, spawn};
 
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
@@ -157,8 +156,8 @@ impl From<&StatVfs> for Space {
 /// Checks the free space at regular intervals.
 #[derive(Debug)]
 pub(crate) struct SpaceWatch {
-    stop: Option<mpsc::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+    _stop: mpsc::Sender<()>,
+    _thread: JoinedThread,
     min: SpaceMin,
     free: Arc<AtomicU64>,
     inodes: Arc<AtomicU64>,
@@ -174,7 +173,7 @@ impl SpaceWatch {
         reporter: FailureReporter,
     ) -> Self {
         const NAME: &str = "dkc-space";
-        let (stop, stopped) = mpsc::channel();
+        let (_stop, stopped) = mpsc::channel();
         let free = Arc::new(AtomicU64::new(space.free));
         let inodes = Arc::new(AtomicU64::new(space.inodes));
         let seen = (free.clone(), inodes.clone());
@@ -193,8 +192,8 @@ impl SpaceWatch {
                 seen.1.store(space.inodes, Ordering::Relaxed);
             }
         };
-        let thread = spawn(NAME, move || reporter.guard(NAME, watch));
-        Self { stop: Some(stop), thread: Some(thread), min, free, inodes }
+        let _thread = spawn(NAME, move || reporter.guard(NAME, watch));
+        Self { _stop, _thread, min, free, inodes }
     }
 
     /// Returns the reserve in bytes: the node refuses work when fewer are free.
@@ -211,13 +210,6 @@ impl SpaceWatch {
     /// limited.
     pub(crate) fn inodes(&self) -> u64 {
         self.inodes.load(Ordering::Relaxed)
-    }
-}
-
-impl Drop for SpaceWatch {
-    fn drop(&mut self) {
-        self.stop = None;
-        join(self.thread.take());
     }
 }
 

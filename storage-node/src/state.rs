@@ -89,12 +89,6 @@ pub struct StateStore {
     expiry_filter: ExpiryFilter,
 }
 
-impl std::fmt::Debug for StateStore {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "StateStore({:?})", self.folder)
-    }
-}
-
 impl StateStore {
     /// Opens the database at `path`; the folder of files to be ingested is beside it.
     pub fn open(path: &Path, settings: StateSettings) -> Result<Self, DiskError> {
@@ -362,32 +356,27 @@ impl std::fmt::Debug for StateView {
 impl StateView {
     /// Returns the values of these counters, in order; `None` where there is no row.
     pub fn values(&self, keys: &[CounterKey]) -> Result<Vec<Option<i128>>, DiskError> {
-        let rows: Vec<Vec<u8>> =
-            keys.iter().map(|key| layout::counter_key(key.slot(), key.name())).collect();
-        let found = self.snapshot.borrow_dependent().multi_get(&rows);
-        let value = |(key, found): (&Vec<u8>, Result<Option<Vec<u8>>, rocksdb::Error>)| match found?
-        {
-            None => Ok(None),
-            Some(bytes) => {
-                Ok(Some(layout::decode_counter(&bytes).map_err(|why| row_error(key, why))?))
-            }
-        };
-        rows.iter().zip(found).map(value).collect()
+        let rows = keys.iter().map(|key| layout::counter_key(key.slot(), key.name()));
+        self.decoded(rows.collect(), layout::decode_counter)
     }
 
     /// Returns the idempotency records of these ids, in order; `None` where there is no row.
     pub fn records(&self, ids: &[RecordId]) -> Result<Vec<Option<TokenRecord>>, DiskError> {
-        let rows: Vec<Vec<u8>> =
-            ids.iter().map(|id| layout::idempotency_key(id.slot, id.hash)).collect();
-        let found = self.snapshot.borrow_dependent().multi_get(&rows);
-        let record =
-            |(key, found): (&Vec<u8>, Result<Option<Vec<u8>>, rocksdb::Error>)| match found? {
-                None => Ok(None),
-                Some(bytes) => {
-                    Ok(Some(layout::decode_record(&bytes).map_err(|why| row_error(key, why))?))
-                }
-            };
-        rows.iter().zip(found).map(record).collect()
+        let rows = ids.iter().map(|id| layout::idempotency_key(id.slot, id.hash));
+        self.decoded(rows.collect(), layout::decode_record)
+    }
+
+    fn decoded<T>(
+        &self,
+        keys: Vec<Vec<u8>>,
+        decode: impl Fn(&[u8]) -> Result<T, Malformed>,
+    ) -> Result<Vec<Option<T>>, DiskError> {
+        let found = self.snapshot.borrow_dependent().multi_get(&keys);
+        let values = keys.iter().zip(found).map(|(key, found)| {
+            let value = found?.map(|bytes| decode(&bytes).map_err(|why| row_error(key, why)));
+            value.transpose()
+        });
+        values.collect()
     }
 
     /// Returns about how many bytes a shard's rows take on the disk, exact enough to decide whether

@@ -41,20 +41,14 @@ impl FailureReporter {
     }
 }
 
-impl std::fmt::Debug for FailureReporter {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "FailureReporter({})", self.reported.load(Ordering::Acquire))
-    }
-}
-
 type DiskJob = Box<dyn FnOnce() -> Result<(), DiskError> + Send>;
 
 /// One or more threads that take jobs from one queue, in order. With one thread each job ends
 /// before the next begins, and no job runs after a failed one.
 #[derive(Debug)]
 pub(crate) struct DiskWorkers {
-    jobs: Option<mpsc::Sender<DiskJob>>,
-    threads: Vec<JoinHandle<()>>,
+    jobs: mpsc::Sender<DiskJob>,
+    _threads: Vec<JoinedThread>,
     stopping: Arc<AtomicBool>,
 }
 
@@ -95,23 +89,19 @@ impl DiskWorkers {
                 reporter.guard(name, || run_jobs(&queue, &stopping));
             })
         });
-        Self { threads: threads.collect(), jobs: Some(jobs), stopping }
+        Self { jobs, _threads: threads.collect(), stopping }
     }
 
     /// Queues a job. Once a thread has failed, or all are to stop, jobs are dropped unrun: the
     /// process is about to end.
     pub(crate) fn run(&self, job: impl FnOnce() -> Result<(), DiskError> + Send + 'static) {
-        if let Some(jobs) = &self.jobs {
-            let _ = jobs.send(Box::new(job));
-        }
+        let _ = self.jobs.send(Box::new(job));
     }
 }
 
 impl Drop for DiskWorkers {
     fn drop(&mut self) {
         self.stopping.store(true, Ordering::Release);
-        self.jobs = None;
-        join(self.threads.drain(..));
     }
 }
 
@@ -131,14 +121,20 @@ fn run_jobs(
     }
 }
 
-pub(crate) fn spawn(name: &'static str, body: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
-    thread::Builder::new().name(name.into()).spawn(body).expect("a thread at start-up")
+/// A thread whose end is awaited when this is dropped: in a struct it comes after the channel whose
+/// end makes the thread end, since fields are dropped in order.
+#[derive(Debug)]
+pub(crate) struct JoinedThread(Option<JoinHandle<()>>);
+
+pub(crate) fn spawn(name: &'static str, body: impl FnOnce() + Send + 'static) -> JoinedThread {
+    let thread = thread::Builder::new().name(name.into()).spawn(body);
+    JoinedThread(Some(thread.expect("a thread at start-up")))
 }
 
-/// Waits for threads to end. A panic of one of them has been reported already.
-pub(crate) fn join(threads: impl IntoIterator<Item = JoinHandle<()>>) {
-    for thread in threads {
-        let _ = thread.join();
+impl Drop for JoinedThread {
+    fn drop(&mut self) {
+        // A panic has been reported already.
+        let _panicked = self.0.take().map(JoinHandle::join);
     }
 }
 

@@ -45,14 +45,19 @@ pub fn metric<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, 
     metric
 }
 
-/// Declares the struct of a role's metrics, each field with the value that it begins with: most
-/// values are a [`metric`] in `$registry`. Its `register` makes the struct.
+/// Declares the struct of a role's metrics, each field with what it begins with: `as` the name and
+/// the help of a [`metric`], or `=` another value, made with `$registry`. Its `register` makes the
+/// struct.
 #[macro_export]
 macro_rules! metrics {
     (
         $(#[$attribute:meta])*
         $visible:vis struct $name:ident in $registry:ident {
-            $($(#[$doc:meta])* $field_visible:vis $field:ident: $type:ty = $value:expr;)*
+            $(
+                $(#[$doc:meta])*
+                $field_visible:vis $field:ident: $type:ty
+                    $(as $metric:literal, $help:literal)? $(= $value:expr)?;
+            )*
         }
     ) => {
         $(#[$attribute])*
@@ -65,7 +70,7 @@ macro_rules! metrics {
             $visible fn register(
                 $registry: &mut $crate::prometheus_client::registry::Registry,
             ) -> Self {
-                Self { $($field: $value,)* }
+                Self { $($field: $($crate::metric($registry, $metric, $help))? $($value)?,)* }
             }
         }
     };

@@ -28,11 +28,9 @@ pub(crate) struct ClusterShape {
     pub(crate) respawn: bool,
 }
 
-impl Default for ClusterShape {
-    fn default() -> Self {
-        Self { nodes: 3, shards: 24, memory_bytes: None, respawn: false }
-    }
-}
+/// The shape of most rows.
+pub(crate) const USUAL: ClusterShape =
+    ClusterShape { nodes: 3, shards: 24, memory_bytes: None, respawn: false };
 
 /// A private cluster that is ready.
 pub(crate) struct PrivateCluster {

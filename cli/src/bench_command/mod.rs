@@ -31,7 +31,7 @@ use self::subject::LoadShape;
 use crate::args::{self, ServerArgs};
 use crate::doctor::disk::in_memory;
 use crate::exit::CommandExit;
-use crate::output;
+use crate::output::{self, note};
 
 /// Options of `dkc bench`.
 #[derive(Debug, clap::Args)]
@@ -179,14 +179,14 @@ fn shape(args: &Args) -> LoadShape {
 fn run_profile(profile: BenchProfile, args: &Args) -> anyhow::Result<CommandExit> {
     let rows = chosen_rows(profile, args);
     if rows.is_empty() {
-        output::note("error: no row of this profile has such a name");
+        note!("error: no row of this profile has such a name");
         return Ok(CommandExit::Usage);
     }
     let base = args.data.clone().unwrap_or_else(std::env::temp_dir);
     std::fs::create_dir_all(&base).with_context(|| base.display().to_string())?;
     if in_memory(&base) {
         let base = base.display();
-        output::note(&format!("{base} is in memory: choose a disk with --data"));
+        note!("{base} is in memory: choose a disk with --data");
     }
     let folder = tempfile::Builder::new().prefix("dkc-bench-").tempdir_in(&base)?;
     let mut children = Children::new()?;
@@ -202,7 +202,7 @@ fn run_profile(profile: BenchProfile, args: &Args) -> anyhow::Result<CommandExit
         is_verified: is_smoke,
     };
     for round in 1..=rounds {
-        output::note(&format!("round {round} of {rounds}"));
+        note!("round {round} of {rounds}");
         results.run_round(&rows, &setting, &mut children)?;
     }
     drop(children);
@@ -218,7 +218,7 @@ fn run_profile(profile: BenchProfile, args: &Args) -> anyhow::Result<CommandExit
     } else {
         output::result(&page.table())?;
     }
-    page.wrong.iter().for_each(|problem| output::note(&format!("wrong: {problem}")));
+    page.wrong.iter().for_each(|problem| note!("wrong: {problem}"));
     Ok(if page.wrong.is_empty() { CommandExit::Done } else { CommandExit::Failed })
 }
 

@@ -22,16 +22,9 @@ const START_WITHIN: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(50);
 
 /// The peer is not on this machine, so its rows are left out.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{0} is not installed: scripts/setup --bench")]
 pub(crate) struct PeerMissing(pub(crate) &'static str);
-
-impl std::fmt::Display for PeerMissing {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(formatter, "{} is not installed: scripts/setup --bench", self.0)
-    }
-}
-
-impl std::error::Error for PeerMissing {}
 
 /// Starts the server that only answers, and returns its address.
 pub(crate) fn start_hello(children: &mut Children) -> anyhow::Result<(Url, Subject)> {

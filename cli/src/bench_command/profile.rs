@@ -6,7 +6,7 @@ use bench::fsync::FsyncPlan;
 use bench::keys::KeyDistribution;
 use client::Media;
 
-use super::cluster::ClusterShape;
+use super::cluster::{ClusterShape, USUAL};
 use super::goals::RowGoal;
 use super::subject::LoadShape;
 
@@ -163,8 +163,7 @@ impl ProfileRow {
     }
 }
 
-const OURS: RowSystem =
-    RowSystem::Dkc(ClusterShape { nodes: 3, shards: 24, memory_bytes: None, respawn: false });
+const OURS: RowSystem = RowSystem::Dkc(USUAL);
 const MILLION: u64 = 1_000_000;
 
 /// Single increments, or batches from this many clients over a million uniform keys.
@@ -195,7 +194,7 @@ fn headline() -> Vec<ProfileRow> {
     let small = LoadShape { keys: 180_000, ..load(8, 1000) };
     let large = LoadShape { keys: 10 * MILLION, ..load(16, 1000) };
     let one = LoadShape { distribution: KeyDistribution::One, ..load(16, 1000) };
-    let many_shards = RowSystem::Dkc(ClusterShape { shards: 1024, ..ClusterShape::default() });
+    let many_shards = RowSystem::Dkc(ClusterShape { shards: 1024, ..USUAL });
     vec![
         row(HELLO, RowSystem::Hello, load(256, 1)),
         fsync_row(Duration::from_secs(10)),
@@ -279,7 +278,7 @@ const HALF_SINGLES: &str = "half of these";
 const KILL: &str = "half of these, while a node is killed";
 
 fn stress() -> Vec<ProfileRow> {
-    let system = RowSystem::Dkc(ClusterShape { respawn: true, ..ClusterShape::default() });
+    let system = RowSystem::Dkc(ClusterShape { respawn: true, ..USUAL });
     let seconds = Duration::from_secs;
     let crowd = LoadShape { measured: seconds(120), ..load(1024, 1000) };
     let half = LoadShape { measured: seconds(10), ..load(256, 1000) };
@@ -338,11 +337,11 @@ fn sweep() -> Vec<ProfileRow> {
         add("keys", Some(keys as f64), keys.to_string(), OURS, shape);
     }
     for nodes in [3, 5, 7, 9] {
-        let system = RowSystem::Dkc(ClusterShape { nodes, ..ClusterShape::default() });
+        let system = RowSystem::Dkc(ClusterShape { nodes, ..USUAL });
         add("nodes", Some(f64::from(nodes)), nodes.to_string(), system, base());
     }
     for shards in [3, 24, 96, 384, 1024] {
-        let system = RowSystem::Dkc(ClusterShape { shards, ..ClusterShape::default() });
+        let system = RowSystem::Dkc(ClusterShape { shards, ..USUAL });
         add("shards", Some(f64::from(shards)), shards.to_string(), system, base());
     }
     rows
@@ -350,10 +349,7 @@ fn sweep() -> Vec<ProfileRow> {
 
 fn big() -> Vec<ProfileRow> {
     let (keys, memory_bytes) = (100 * MILLION, 256 << 20);
-    let system = RowSystem::Dkc(ClusterShape {
-        memory_bytes: Some(memory_bytes),
-        ..ClusterShape::default()
-    });
+    let system = RowSystem::Dkc(ClusterShape { memory_bytes: Some(memory_bytes), ..USUAL });
     let fill = LoadShape {
         keys,
         distribution: KeyDistribution::Each,

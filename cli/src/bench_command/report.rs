@@ -11,7 +11,7 @@ use client::Media;
 use serde::Serialize;
 
 use super::subject::{LoadShape, Subject};
-use crate::output;
+use crate::output::{self, note};
 
 /// The use of resources by the processes of a system during a measurement.
 #[derive(Debug, Default)]
@@ -340,18 +340,19 @@ fn notes(report: &BenchReport) {
     let example = |example: &Option<String>| example.clone().unwrap_or_default();
     if measured.refused > 0 {
         let example = example(&measured.refusal);
-        output::note(&format!("{} requests refused, for example: {example}", measured.refused));
+        note!("{} requests refused, for example: {example}", measured.refused);
     }
     if measured.errors > 0 {
         let example = example(&measured.error);
-        output::note(&format!("{} requests failed, for example: {example}", measured.errors));
+        note!("{} requests failed, for example: {example}", measured.errors);
     }
     if measured.late + measured.unsent > 0 {
-        output::note(&format!(
+        note!(
             "{} requests were sent late, {} not at all: all clients were busy, or the generator \
              was",
-            measured.late, measured.unsent
-        ));
+            measured.late,
+            measured.unsent
+        );
     }
 }
 

@@ -25,7 +25,7 @@ use super::postgres::PostgresServer;
 use super::profile::{ProfileRow, RowAction, RowSystem};
 use super::report::{BenchReport, LatencyQuantiles, quantiles};
 use super::subject::{LoadShape, Subject};
-use crate::output;
+use crate::output::note;
 
 /// The namespace of the counters of all rows, so that they add up.
 const NAMESPACE: &str = "bench";
@@ -85,7 +85,7 @@ impl ProfileResults {
             std::fs::remove_dir_all(&setting.folder)?;
             match result {
                 Err(error) if error.is::<PeerMissing>() => {
-                    output::note(&error.to_string());
+                    note!("{error}");
                     self.missing.extend(error.downcast_ref().map(|PeerMissing(name)| *name));
                 }
                 result => result?,
@@ -106,7 +106,7 @@ impl ProfileResults {
             let (figures, report) = self
                 .run_row(row, &mut system, setting, children)
                 .with_context(|| row.name.clone())?;
-            output::note(&progress(row, &figures));
+            note!("{}", progress(row, &figures));
             self.figures.entry(row.name.clone()).or_default().push(figures);
             if let Some(report) = report {
                 acknowledged += report.measured.acknowledged;
@@ -274,7 +274,7 @@ fn sum_of_counters(url: &Url, keys: u64) -> anyhow::Result<i128> {
     let names: Vec<_> = (0..keys).map(|key| format!("k{key}")).collect();
     let body = serde_json::json!({ "keys": names }).to_string();
     let path = format!("/v1/counters/{NAMESPACE}/get");
-    let request = HttpRequest::post(url, &path, READ_WITHIN, Media::Json, body.as_bytes());
+    let request = HttpRequest::post(url, &path, READ_WITHIN, None, Media::Json, body.as_bytes());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let answer = runtime.block_on(HttpConnection::new(url.clone()).call(&request, READ_WITHIN))?;
     let text = String::from_utf8_lossy(&answer.body);

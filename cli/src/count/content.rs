@@ -7,7 +7,8 @@
 use std::fmt;
 use std::io::{self, BufRead, BufReader, Cursor, Read};
 
-use crate::output;
+use crate::exit::UsageError;
+use crate::output::note;
 
 /// The bytes that are examined, enough to recognise a binary file. The first read of a pipe may
 /// return fewer.
@@ -25,26 +26,14 @@ pub(super) struct InputOptions {
     pub(super) binary: bool,
 }
 
-/// The reason why an input is not counted at all: a usage error.
-#[derive(Debug)]
-pub(super) struct UnsupportedInput(String);
-
-impl fmt::Display for UnsupportedInput {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for UnsupportedInput {}
-
-/// Returns an error that [`is_unsupported`] recognises.
+/// Returns the error of an input that is not counted at all, which [`is_unsupported`] recognises.
 pub(super) fn unsupported(why: String) -> io::Error {
-    io::Error::other(UnsupportedInput(why))
+    io::Error::other(UsageError(why))
 }
 
 /// Returns whether the error is a usage error from [`unsupported`].
 pub(super) fn is_unsupported(error: &io::Error) -> bool {
-    error.get_ref().is_some_and(|inner| inner.is::<UnsupportedInput>())
+    error.get_ref().is_some_and(|inner| inner.is::<UsageError>())
 }
 
 /// A compression that is undone while the input is read.
@@ -292,7 +281,7 @@ fn text_of(mut first: Vec<u8>, options: InputOptions) -> io::Result<Vec<u8>> {
         ));
     }
     if begins_with(&first, UTF_8_MARK) {
-        output::note("skipped a UTF-8 byte order mark at the beginning of the input");
+        note!("skipped a UTF-8 byte order mark at the beginning of the input");
         first.drain(..UTF_8_MARK.len());
     }
     Ok(first)

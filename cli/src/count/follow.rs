@@ -22,7 +22,7 @@ use memchr::memrchr;
 
 use super::content::{InputOptions, followed, unsupported};
 use super::keys::LINE_BYTES_MAX;
-use crate::output;
+use crate::output::note;
 
 /// A read without new data returns to its caller this often.
 pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(50);
@@ -120,7 +120,7 @@ impl Follow {
         match File::open(&self.path).and_then(|file| Ok((file.metadata()?, file))) {
             Ok((data, file)) => {
                 if !mem::take(&mut self.missing).is_empty() {
-                    output::note(&format!("{} exists now", self.path.display()));
+                    note!("{} exists now", self.path.display());
                 }
                 self.current = Some(Tail::new(file, &data));
                 Ok(())
@@ -128,7 +128,7 @@ impl Follow {
             Err(error) => {
                 let missing = format!("waiting for {}: {error}", self.path.display());
                 if self.missing != missing {
-                    output::note(&missing);
+                    note!("{missing}");
                     self.missing = missing;
                 }
                 Ok(())
@@ -140,10 +140,7 @@ impl Follow {
     fn has_changed(&mut self) -> io::Result<bool> {
         let Some(tail) = &mut self.current else { return Ok(false) };
         if tail.file.metadata()?.len() < tail.position {
-            output::note(&format!(
-                "{} was truncated: reading it from its beginning",
-                self.path.display()
-            ));
+            note!("{} was truncated: reading it from its beginning", self.path.display());
             tail.drop_half(&self.path, "truncated");
             tail.rewind()?;
             return Ok(true);
@@ -153,7 +150,7 @@ impl Follow {
         if id(&data) == tail.id {
             return Ok(false);
         }
-        output::note(&format!("{} was rotated: following the new file", self.path.display()));
+        note!("{} was rotated: following the new file", self.path.display());
         tail.last_read_at = Instant::now();
         self.rotated.extend(self.current.take());
         Ok(true)
@@ -248,11 +245,11 @@ impl Tail {
 
     fn drop_half(&mut self, path: &Path, what: &str) {
         if self.half_bytes > 0 {
-            output::note(&format!(
+            note!(
                 "{} was {what} with an incomplete last line: its {} bytes are not counted",
                 path.display(),
                 self.half_bytes
-            ));
+            );
         }
         self.half.clear();
         self.half_bytes = 0;

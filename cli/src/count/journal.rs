@@ -37,6 +37,7 @@ use super::batch::LineBatch;
 use super::lines::{LineRange, LineSet};
 use super::pending::BatchOutcome;
 use super::reasons::Reasons;
+use crate::exit::UsageError;
 
 /// One line of the file.
 #[derive(Debug, Deserialize, Serialize)]
@@ -130,29 +131,14 @@ pub(super) struct Journal {
 /// Appends outcomes and splits to a journal.
 pub(super) struct JournalWriter(File);
 
-/// The reason why a journal cannot be opened.
-#[derive(Debug)]
-pub(super) enum JournalError {
-    /// A usage error.
-    Usage(String),
-    /// Any other error.
-    Failed(anyhow::Error),
-}
-
-impl From<anyhow::Error> for JournalError {
-    fn from(error: anyhow::Error) -> Self {
-        Self::Failed(error)
-    }
-}
-
 impl Journal {
     /// Opens the journal of `id`, or creates it.
-    pub(super) fn open(folder: &Path, id: &str, namespace: &str) -> Result<Self, JournalError> {
+    pub(super) fn open(folder: &Path, id: &str, namespace: &str) -> anyhow::Result<Self> {
         let path = path(folder, id);
         let shown = || path.display().to_string();
         // The home directory may be read-only or owned by another user, as in a container.
         let not_writable = |error: String| {
-            JournalError::Usage(format!("{error}: set --resume-dir to a writable directory"))
+            UsageError(format!("{error}: set --resume-dir to a writable directory"))
         };
         make_durably(folder).map_err(|error| not_writable(error.to_string()))?;
         let open = File::options().create(true).read(true).append(true).open(&path);
@@ -160,13 +146,10 @@ impl Journal {
         match file.try_lock() {
             Ok(()) => {}
             Err(fs::TryLockError::WouldBlock) => {
-                return Err(JournalError::Usage(format!(
-                    "another dkc count with --resume-id {id} is running"
-                )));
+                let why = format!("another dkc count with --resume-id {id} is running");
+                return Err(UsageError(why).into());
             }
-            Err(fs::TryLockError::Error(error)) => {
-                return Err(anyhow::Error::from(error).context(shown()).into());
-            }
+            Err(fs::TryLockError::Error(error)) => return Err(error).with_context(shown),
         }
         let mut text = String::new();
         file.read_to_string(&mut text).with_context(shown)?;
@@ -190,7 +173,7 @@ impl Journal {
                     "--resume-id {id} belongs to a count of namespace {other:?} ({})",
                     shown()
                 );
-                return Err(JournalError::Usage(why));
+                return Err(UsageError(why).into());
             }
             None => {
                 journal.series = fresh_id().context("/dev/urandom")?;
@@ -311,10 +294,7 @@ impl Journal {
         if records.is_empty() {
             return Ok(());
         }
-        let mut bytes = Vec::new();
-        for record in records {
-            put(&mut bytes, record);
-        }
+        let bytes = records.iter().map(line).collect::<Vec<_>>().concat();
         self.file.write_all(&bytes).and_then(|()| self.file.sync_data()).context("the journal")
     }
 }
@@ -323,26 +303,21 @@ impl JournalWriter {
     /// Appends an outcome. The file is not synced: if the record is lost, the next run sends the
     /// batch again.
     pub(super) fn decided(&mut self, outcome: &BatchOutcome) -> io::Result<()> {
-        let mut bytes = Vec::new();
-        put(
-            &mut bytes,
-            &JournalRecord::Decided(Decided {
-                first_line: outcome.first_line,
-                lines: outcome.lines,
-                applied: outcome.applied,
-                skipped: outcome.skipped,
-                unknown: outcome.unknown.clone().ranges(),
-                failed: outcome.failed.clone().ranges(),
-            }),
-        );
-        self.0.write_all(&bytes)
+        let decided = Decided {
+            first_line: outcome.first_line,
+            lines: outcome.lines,
+            applied: outcome.applied,
+            skipped: outcome.skipped,
+            unknown: outcome.unknown.clone().ranges(),
+            failed: outcome.failed.clone().ranges(),
+        };
+        self.0.write_all(&line(&JournalRecord::Decided(decided)))
     }
 
     /// Appends a split. When this returns, both halves may be sent.
     pub(super) fn split(&mut self, into: &[SendJob; 2]) -> anyhow::Result<()> {
         let into = [into[0].cut(), into[1].cut()];
-        let mut bytes = Vec::new();
-        put(&mut bytes, &JournalRecord::Split { first_line: into[0].first_line, into });
+        let bytes = line(&JournalRecord::Split { first_line: into[0].first_line, into });
         self.0.write_all(&bytes).and_then(|()| self.0.sync_data()).context("the journal")
     }
 }
@@ -368,9 +343,10 @@ impl Decided {
     }
 }
 
-fn put(bytes: &mut Vec<u8>, record: &JournalRecord) {
-    serde_json::to_writer(&mut *bytes, record).expect("a Vec takes every byte");
-    bytes.push(b'\n');
+fn line(record: &JournalRecord) -> Vec<u8> {
+    let mut line = serde_json::to_vec(record).expect("text and numbers can be written");
+    line.push(b'\n');
+    line
 }
 
 /// The default directory of journals: `$XDG_STATE_HOME/dkc`, or `~/.local/state/dkc`.
@@ -530,23 +506,20 @@ mod tests {
     fn one_count_at_a_time_and_of_one_namespace() {
         let folder = tempfile::tempdir().expect("a folder");
         let first = open(folder.path());
-        let refused = |namespace| match Journal::open(folder.path(), "id", namespace) {
-            Err(JournalError::Usage(why)) => why,
-            _ => panic!("it is not refused"),
+        let refused = |folder: &Path, namespace| {
+            let opened = Journal::open(folder, "id", namespace);
+            opened.err().expect("it is not opened").downcast::<UsageError>()
         };
-        assert!(refused("words").contains("is running"));
+        let why = refused(folder.path(), "words").expect("a usage error").0;
+        assert!(why.contains("is running"), "{why}");
         drop(first);
-        assert!(refused("other").contains("\"words\""));
+        let why = refused(folder.path(), "other").expect("a usage error").0;
+        assert!(why.contains("\"words\""), "{why}");
         fs::write(path(folder.path(), "id"), "{}\n").expect("written");
-        assert!(matches!(
-            Journal::open(folder.path(), "id", "words"),
-            Err(JournalError::Failed(_))
-        ));
+        assert!(refused(folder.path(), "words").is_err());
         // A folder that cannot be created.
         let file = path(folder.path(), "id");
-        let Err(JournalError::Usage(why)) = Journal::open(&file, "id", "words") else {
-            panic!("a file is no folder")
-        };
+        let why = refused(&file, "words").expect("a usage error").0;
         assert!(why.contains("--resume-dir"), "{why}");
     }
 }

@@ -6,12 +6,12 @@
 
 use std::io;
 
+use engine::key::KEY_BYTES_MAX;
 use regex::bytes::{CaptureLocations, Regex, RegexBuilder};
 
 use super::batch::{LineBatchBuilder, LineFault};
 use super::content::unsupported;
 use super::csv::Csv;
-use crate::args::KEY_BYTES_MAX;
 
 /// The maximum length of a line of which only a part is the key.
 pub(super) const LINE_BYTES_MAX: usize = 1 << 20;

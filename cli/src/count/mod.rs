@@ -54,12 +54,12 @@ pub(crate) use self::args::Args;
 use self::batch::LineBatch;
 use self::batches::Batches;
 use self::input::Input;
-use self::journal::{Journal, JournalError, SendJob};
+use self::journal::{Journal, SendJob};
 use self::pending::BatchOutcome;
 use self::progress::ProgressBar;
 use self::report::{CountReport, print_report};
 use self::shared::{CountContext, StallTimer, Stop};
-use crate::exit::CommandExit;
+use crate::exit::{CommandExit, UsageError};
 
 /// Reads batches from any input.
 type BatchReader = Batches<Box<dyn io::BufRead + Send>>;
@@ -70,19 +70,9 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<CommandExit> {
         Some("-") => format!("standard input: {error}"),
         _ => format!("{}: {error}", args.file.display()),
     };
-    let keys = match args.check_input().and_then(|()| args.keys()) {
-        Ok(keys) => keys,
-        Err(why) => return CommandExit::usage(why),
-    };
-    let input = match open_input(&args) {
-        Ok(input) => input,
-        Err(error) => return CommandExit::usage(of_input(&error)),
-    };
-    let journal = match open_journal(&args) {
-        Ok(journal) => journal,
-        Err(JournalError::Usage(why)) => return CommandExit::usage(why),
-        Err(JournalError::Failed(error)) => return Err(error),
-    };
+    let keys = args.check_input().and_then(|()| args.keys()).map_err(UsageError)?;
+    let input = open_input(&args).map_err(|error| UsageError(of_input(&error)))?;
+    let journal = open_journal(&args)?;
     let writer = |journal: &Journal| journal.writer().context("the journal");
     let splits = journal.as_ref().map(writer).transpose()?.map(std::sync::Mutex::new);
     let outcome_journal = journal.as_ref().map(writer).transpose()?;
@@ -155,12 +145,12 @@ fn open_input(args: &Args) -> io::Result<Input> {
     input::open(&args.file, args.input_options())
 }
 
-fn open_journal(args: &Args) -> Result<Option<Journal>, JournalError> {
+fn open_journal(args: &Args) -> anyhow::Result<Option<Journal>> {
     let Some(id) = &args.resume_id else { return Ok(None) };
     let folder = args.resume_dir.clone().or_else(journal::default_folder);
     let folder = folder.ok_or_else(|| {
         let why = "--resume-id needs a directory for its journal: set --resume-dir";
-        JournalError::Usage(why.to_owned())
+        UsageError(why.to_owned())
     })?;
     Journal::open(&folder, id, &args.namespace).map(Some)
 }

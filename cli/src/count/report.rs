@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::lines::LineRange;
 use super::reasons::Reasons;
 use crate::exit::CommandExit;
-use crate::output::{self, grouped};
+use crate::output::{self, grouped, note};
 
 /// The result of a count, which is also the JSON that `--json` prints.
 #[derive(Debug, Default, Serialize)]
@@ -65,27 +65,24 @@ pub(super) fn print_report(report: &CountReport, as_json: bool) -> anyhow::Resul
     ))
     .context("writing the result")?;
     if report.resumed > 0 {
-        output::note(&format!(
-            "{} of the lines were counted by an earlier run",
-            grouped(report.resumed)
-        ));
+        note!("{} of the lines were counted by an earlier run", grouped(report.resumed));
     }
     if report.skipped > 0 {
-        output::note(&format!("skipped {} lines without a key", grouped(report.skipped)));
+        note!("skipped {} lines without a key", grouped(report.skipped));
     }
     if report.bytes_left > 0 {
-        output::note(&format!(
+        note!(
             "left {} bytes of an incomplete last line, which is counted when it is complete",
             grouped(report.bytes_left)
-        ));
+        );
     }
     if report.replayed > 0 {
-        output::note(&format!(
+        note!(
             "{} of the lines had already been counted with this journal's tokens: was the journal \
              copied or restored? If those were lines of another machine, the lines of this input \
              are not counted; count them with another --resume-id",
             grouped(report.replayed)
-        ));
+        );
     }
     let categories = [
         ("unknown, may have been counted:", &report.unknown),
@@ -96,23 +93,21 @@ pub(super) fn print_report(report: &CountReport, as_json: bool) -> anyhow::Resul
         let lines: u64 = ranges.iter().map(LineRange::count).sum();
         let shown: Vec<_> = ranges.iter().take(10).map(range_text).collect();
         let more = if ranges.len() > 10 { ", … (--json lists all)" } else { "" };
-        output::note(&format!("{title} {} lines: {}{more}", grouped(lines), shown.join(", ")));
+        note!("{title} {} lines: {}{more}", grouped(lines), shown.join(", "));
     }
     if !report.complete && !report.follows {
-        output::note(&format!(
-            "stopped before the end of the input: this run counted nothing after line {lines}"
-        ));
+        note!("stopped before the end of the input: this run counted nothing after line {lines}");
     }
     for reason in report.reasons.texts() {
-        output::note(&format!("reason: {reason}"));
+        note!("reason: {reason}");
     }
     match &report.resume_id {
         _ if (report.complete && exit_of(report) == CommandExit::Done) || report.follows => {}
-        Some(id) => output::note(&format!(
+        Some(id) => note!(
             "to resume: run the same command with the same input and --resume-id {id}, within the \
              service's idempotency window (1 h by default) for an exact count"
-        )),
-        None => output::note("use --resume-id ID to make a count resumable"),
+        ),
+        None => note!("use --resume-id ID to make a count resumable"),
     }
     Ok(exit_of(report))
 }

@@ -9,7 +9,7 @@ use process::{ProcessExit, StopSignals};
 
 use super::shared::{CountContext, Stop};
 use crate::exit::CommandExit;
-use crate::output;
+use crate::output::note;
 
 /// For this long after a signal, lines that were read may still be sent and answers are awaited.
 const STOP_PATIENCE: Duration = Duration::from_millis(2_300);
@@ -25,7 +25,7 @@ pub(super) fn stop_at_signal(
     Ok(async move {
         signals.next().await;
         shared.closed.store(true, Ordering::Relaxed);
-        output::note(
+        note!(
             "\nstopping: counting the lines read so far (press Ctrl-C again to exit at once \
              without a report)",
         );
@@ -34,7 +34,7 @@ pub(super) fn stop_at_signal(
         if tokio::time::timeout(STOP_PATIENCE, &mut again).await.is_err() {
             shared.stop(Stop::Waiting);
             if tokio::time::timeout(REPORT_PATIENCE, &mut again).await.is_err() {
-                output::note("no report: reading the input hangs");
+                note!("no report: reading the input hangs");
             }
         }
         std::process::exit(CommandExit::Unknown as i32);

@@ -12,7 +12,7 @@ use super::progress::{ProgressBar, ProgressState};
 use super::report::CountReport;
 use super::shared::CountContext;
 use crate::args::{NOTICE_AFTER, names};
-use crate::output;
+use crate::output::note;
 
 /// The interval at which the progress is redrawn.
 const SHOW_EVERY: Duration = Duration::from_millis(200);
@@ -93,7 +93,7 @@ impl StallNotice {
             if std::mem::take(&mut self.is_printed) {
                 shared.reason.lock().expect("no panic holds it").clear();
                 progress.clear();
-                output::note("counting continues");
+                note!("counting continues");
             }
             return;
         };
@@ -105,11 +105,11 @@ impl StallNotice {
         let left = shared.give_up.saturating_sub(stalled_for).as_secs();
         let give_up = shared.give_up.as_secs();
         progress.clear();
-        output::note(&format!(
+        note!(
             "no progress for {:.1} s: waiting for {} ({reason}); giving up in {left} s (--give-up \
              {give_up})",
             stalled_for.as_secs_f64(),
             names(&shared.urls)
-        ));
+        );
     }
 }

@@ -82,7 +82,7 @@ impl Worker {
             let connection = &mut self.connections[self.at];
             let url = connection.url().clone();
             let request =
-                HttpRequest::post_once(&url, &shared.path, DEADLINE, media, &token, &body);
+                HttpRequest::post(&url, &shared.path, DEADLINE, Some(&token), media, &body);
             let left = shared.give_up.saturating_sub(begun.elapsed());
             let within = (DEADLINE + GRACE).min(left.max(CALL_WITHIN_MIN));
             let answer = tokio::select! {

@@ -25,8 +25,8 @@ use tokio::task::JoinHandle;
 use self::cluster_file::ProcessRole;
 use self::plan::{DevOptions, DevSettings};
 use self::supervisor::{ExitedProcess, Supervisor};
-use crate::exit::CommandExit;
-use crate::output;
+use crate::exit::{CommandExit, UsageError};
+use crate::output::{self, note};
 use crate::signals::Signals;
 
 /// The interval of checks of the processes; `cluster.json` is promised to be correct within 1 s.
@@ -75,15 +75,12 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<CommandExit> {
         let why = format!("another dkc dev is running on {}", folder.display());
         return CommandExit::usage(why);
     };
-    let settings = match settle(&args, &folder)? {
-        Ok(settings) => settings,
-        Err(why) => return CommandExit::usage(why),
-    };
+    let settings = settle(&args, &folder)?;
     let program = match &args.program {
         Some(program) => program.clone(),
         None => std::env::current_exe().context("path of this executable")?,
     };
-    output::note(&format!("data and logs in {}", folder.display()));
+    note!("data and logs in {}", folder.display());
 
     let mut supervisor = Supervisor::new(&folder, args.respawn, args.replace.clone())?;
     let supervised = tokio::select! {
@@ -91,7 +88,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<CommandExit> {
         () = signals.next() => Ok(CommandExit::Done),
     };
     // Processes are stopped after an error, too.
-    output::note("stopping");
+    note!("stopping");
     tokio::task::spawn_blocking(move || supervisor.stop()).await?.context("stopping")?;
     supervised
 }
@@ -110,20 +107,18 @@ fn lock(folder: &Path) -> anyhow::Result<Option<File>> {
     }
 }
 
-/// Chooses the settings and stores them for the next start. The inner error is a usage error.
-fn settle(args: &Args, folder: &Path) -> anyhow::Result<Result<DevSettings, String>> {
+/// Chooses the settings and stores them for the next start.
+fn settle(args: &Args, folder: &Path) -> anyhow::Result<DevSettings> {
     let path = folder.join("dev.json");
     let kept: Option<DevSettings> = match fs::read(&path) {
         Ok(text) => Some(serde_json::from_slice(&text).context("dev.json")?),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
         Err(error) => return Err(error).context("dev.json"),
     };
-    let chosen = DevSettings::new(&args.options, kept.as_ref())
-        .and_then(|mut settings| settings.choose_ports(args.etcd.is_empty()).map(|()| settings));
-    if let Ok(settings) = &chosen {
-        cluster_file::replace(&path, settings).context("dev.json")?;
-    }
-    Ok(chosen)
+    let mut settings = DevSettings::new(&args.options, kept.as_ref()).map_err(UsageError)?;
+    settings.choose_ports(args.etcd.is_empty()).map_err(UsageError)?;
+    cluster_file::replace(&path, &settings).context("dev.json")?;
+    Ok(settings)
 }
 
 /// Starts all processes in order, prints `ready`, and supervises them. Returns only on a failure.
@@ -204,9 +199,9 @@ async fn watch_until(
 fn report_exit(ended: &ExitedProcess, supervisor: &Supervisor) {
     let ExitedProcess { name, status, .. } = ended;
     let log = supervisor.log_file(name);
-    output::note(&format!("{name} ended: {status}; {}:", log.display()));
+    note!("{name} ended: {status}; {}:", log.display());
     let lines = ready::last_lines(&log);
     if !lines.is_empty() {
-        output::note(&lines);
+        note!("{lines}");
     }
 }

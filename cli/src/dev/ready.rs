@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use client::{HttpConnection, HttpRequest, HttpResponse, Url, parse};
 
-use crate::output;
+use crate::output::note;
 use crate::status::ClusterInfo;
 
 /// The pause between two checks.
@@ -57,7 +57,7 @@ async fn until<F: Future<Output = Result<(), String>>>(check: impl Fn() -> F) {
     let begun = std::time::Instant::now();
     while let Err(why) = check().await {
         if begun.elapsed() > patience {
-            output::note(&format!("waiting: {why}"));
+            note!("waiting: {why}");
             // The interval doubles: the wait may be long.
             patience *= 2;
         }

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use super::cluster_file::{self, ClusterFile, ProcessRole, ProcessSpec};
 use super::guard::ProcessGuard;
 use super::process::Process;
-use crate::output;
+use crate::output::note;
 
 /// The interval of searches for dead processes that were started again: reading all command lines
 /// of the machine takes milliseconds.
@@ -134,7 +134,7 @@ impl Supervisor {
                     }
                 }
                 ProcessState::Adopted(process) if !process.is_alive() => {
-                    output::note(&format!("{} ended", member.spec.name));
+                    note!("{} ended", member.spec.name);
                     member.state = ProcessState::Dead { since: now };
                 }
                 ProcessState::Adopted(_) | ProcessState::Dead { .. } => {}
@@ -154,13 +154,10 @@ impl Supervisor {
             let member = &self.members[index];
             let ProcessState::Dead { since } = member.state else { continue };
             if let Some(process) = Process::with_argv(&member.spec.argv) {
-                output::note(&format!(
-                    "{} is running again (pid {})",
-                    member.spec.name, process.pid
-                ));
+                note!("{} is running again (pid {})", member.spec.name, process.pid);
                 self.members[index].state = ProcessState::Adopted(process);
             } else if self.respawn && since.elapsed() >= RESPAWN_AFTER {
-                output::note(&format!("restarting {}", member.spec.name));
+                note!("restarting {}", member.spec.name);
                 self.members[index].state = self.spawn(&member.spec)?;
             }
         }
@@ -221,7 +218,7 @@ impl Supervisor {
             if Instant::now() > until {
                 for member in self.members.iter().filter(|member| those(member)) {
                     if let Some(process) = member.process() {
-                        output::note(&format!("{} does not stop: killing it", member.spec.name));
+                        note!("{} does not stop: killing it", member.spec.name);
                         process.kill();
                     }
                 }

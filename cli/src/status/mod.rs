@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 pub(crate) use self::page::ClusterInfo;
 use crate::args::ServerArgs;
 use crate::exit::CommandExit;
-use crate::output;
+use crate::output::{self, note};
 
 /// Options of `dkc status`.
 #[derive(Debug, clap::Args)]
@@ -45,7 +45,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<CommandExit> {
             return Ok(CommandExit::Failed);
         }
         Err(why) => {
-            output::note(&why);
+            note!("{why}");
             return Ok(CommandExit::Failed);
         }
     };

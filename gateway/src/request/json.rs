@@ -27,26 +27,6 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// A mistake in a field of a body.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub(super) struct FieldError {
-    pub(super) field: Cow<'static, str>,
-    pub(super) detail: Cow<'static, str>,
-}
-
-impl FieldError {
-    pub(super) fn new(
-        field: impl Into<Cow<'static, str>>,
-        detail: impl Into<Cow<'static, str>>,
-    ) -> Self {
-        Self { field: field.into(), detail: detail.into() }
-    }
-
-    pub(super) fn problem(self) -> Problem {
-        Problem::bad_input(self.field, self.detail)
-    }
-}
-
 /// The body of a single increment: `{"delta": 5, "return": "value"}`.
 #[derive(Default)]
 pub(super) struct IncrementBody {
@@ -66,11 +46,11 @@ pub(super) fn increment_body(body: &[u8]) -> Result<IncrementBody, Problem> {
             parsed.returning = true;
             Ok(())
         }
-        "return" if !parsed.returning => Err(FieldError::new("return", "can only be \"value\"")),
+        "return" if !parsed.returning => Err(Problem::bad_input("return", "can only be \"value\"")),
         _ => Err(unexpected(name)),
     });
     let wrong = read(body, &Cell::new("body"), members)?;
-    wrong.map_or(Ok(parsed), |wrong| Err(wrong.problem()))
+    wrong.map_or(Ok(parsed), Err)
 }
 
 /// Parses `{"increments": [ITEM, …]}` or `{"keys": [ITEM, …]}` and passes each item to `take`,
@@ -84,18 +64,18 @@ pub(super) fn items(
     let wrong = read(body, &inside, ListBody { list, inside: &inside, refused: &refused, take });
     match (refused.take(), wrong) {
         (Some(problem), _) => Err(problem),
-        (None, wrong) => wrong?.map_or(Ok(()), |wrong| Err(wrong.problem())),
+        (None, wrong) => wrong?.map_or(Ok(()), Err),
     }
 }
 
 /// Parses a single item: a line of NDJSON.
 pub(super) fn item(line: &[u8]) -> JsonItem<'_> {
     if line.starts_with(mark::UTF_8) {
-        return JsonItem::wrong(FieldError::new("body", mark::IN_JSON));
+        return JsonItem::wrong(Problem::bad_input("body", mark::IN_JSON));
     }
     match serde_json::from_slice::<&RawValue>(line) {
         Ok(written) => JsonItem::of(written.get()),
-        Err(error) => JsonItem::wrong(FieldError::new("body", format!("is not JSON: {error}"))),
+        Err(error) => JsonItem::wrong(Problem::bad_input("body", format!("is not JSON: {error}"))),
     }
 }
 
@@ -119,8 +99,8 @@ fn read<'de, S: DeserializeSeed<'de>>(
     })
 }
 
-fn unexpected(name: &str) -> FieldError {
-    FieldError::new(name.to_owned(), "is not known here, or is present twice")
+fn unexpected(name: &str) -> Problem {
+    Problem::bad_input(name.to_owned(), "is not known here, or is present twice")
 }
 
 /// The raw text of one value.
@@ -128,19 +108,19 @@ fn unexpected(name: &str) -> FieldError {
 struct RawJson<'a>(&'a str);
 
 impl<'a> RawJson<'a> {
-    fn integer(self, field: &'static str) -> Result<i64, FieldError> {
-        integer(self.0.as_bytes()).map_err(|why| FieldError::new(field, why.detail()))
+    fn integer(self, field: &'static str) -> Result<i64, Problem> {
+        integer(self.0.as_bytes()).map_err(|why| Problem::bad_input(field, why.detail()))
     }
 
     /// The content of a string.
-    fn text(self, field: &'static str) -> Result<Cow<'a, str>, FieldError> {
+    fn text(self, field: &'static str) -> Result<Cow<'a, str>, Problem> {
         if !self.0.starts_with('"') {
-            return Err(FieldError::new(field, "is not a string"));
+            return Err(Problem::bad_input(field, "is not a string"));
         }
         self.unescaped().ok_or_else(|| {
             let detail = "has half of a surrogate pair, which is not a character; \
                           \"key_base64\" takes any bytes";
-            FieldError::new(field, detail)
+            Problem::bad_input(field, detail)
         })
     }
 
@@ -161,11 +141,11 @@ pub(super) struct JsonItem<'a> {
     pub(super) delta: Option<i64>,
     /// The element is a plain string, not an object.
     pub(super) bare: bool,
-    pub(super) wrong: Option<FieldError>,
+    pub(super) wrong: Option<Problem>,
 }
 
 impl<'a> JsonItem<'a> {
-    fn wrong(wrong: FieldError) -> Self {
+    fn wrong(wrong: Problem) -> Self {
         Self { wrong: Some(wrong), ..Self::default() }
     }
 
@@ -197,23 +177,24 @@ impl<'a> JsonItem<'a> {
                 let members =
                     ObjectMembers(|name: &str, value: RawJson<'a>| item.take(name, value));
                 let read = members.deserialize(&mut serde_json::Deserializer::from_str(written));
-                read.unwrap_or_else(|error| Some(FieldError::new("body", error.to_string())))
+                read.unwrap_or_else(|error| Some(Problem::bad_input("body", error.to_string())))
             }
             Some(b'"') => {
                 item.bare = true;
                 item.take("key", RawJson(written)).err()
             }
-            _ => {
-                Some(FieldError::new("key", "an item is an object with \"key\" or \"key_base64\""))
-            }
+            _ => Some(Problem::bad_input(
+                "key",
+                "an item is an object with \"key\" or \"key_base64\"",
+            )),
         };
         item
     }
 
-    fn take(&mut self, name: &str, value: RawJson<'a>) -> Result<(), FieldError> {
+    fn take(&mut self, name: &str, value: RawJson<'a>) -> Result<(), Problem> {
         match name {
             "key" | "key_base64" if self.key.is_some() => {
-                Err(FieldError::new("key", "is present twice"))
+                Err(Problem::bad_input("key", "is present twice"))
             }
             "key" => {
                 self.key = Some(bytes(value.text("key")?));
@@ -223,7 +204,7 @@ impl<'a> JsonItem<'a> {
                 let text = value.text("key_base64").ok();
                 let decoded = text.and_then(|text| BASE64.decode(text.as_bytes()).ok());
                 let decoded =
-                    decoded.ok_or_else(|| FieldError::new("key_base64", "is not base64"))?;
+                    decoded.ok_or_else(|| Problem::bad_input("key_base64", "is not base64"))?;
                 self.key = Some(Cow::Owned(decoded));
                 Ok(())
             }
@@ -253,26 +234,24 @@ fn next_name<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Option<Cow<'de, str>
 /// first mistake.
 struct ObjectMembers<T>(T);
 
-impl<'de, T: FnMut(&str, RawJson<'de>) -> Result<(), FieldError>> DeserializeSeed<'de>
+impl<'de, T: FnMut(&str, RawJson<'de>) -> Result<(), Problem>> DeserializeSeed<'de>
     for ObjectMembers<T>
 {
-    type Value = Option<FieldError>;
+    type Value = Option<Problem>;
 
-    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<Option<FieldError>, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<Option<Problem>, D::Error> {
         from.deserialize_map(self)
     }
 }
 
-impl<'de, T: FnMut(&str, RawJson<'de>) -> Result<(), FieldError>> Visitor<'de>
-    for ObjectMembers<T>
-{
-    type Value = Option<FieldError>;
+impl<'de, T: FnMut(&str, RawJson<'de>) -> Result<(), Problem>> Visitor<'de> for ObjectMembers<T> {
+    type Value = Option<Problem>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object")
     }
 
-    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<Option<FieldError>, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<Option<Problem>, A::Error> {
         let mut wrong = None;
         while let Some(name) = next_name(&mut map)? {
             let value = map.next_value::<&'de RawValue>()?;
@@ -293,21 +272,21 @@ struct ListBody<'a, T> {
 }
 
 impl<'de, T: FnMut(JsonItem<'_>) -> Result<(), Problem>> DeserializeSeed<'de> for ListBody<'_, T> {
-    type Value = Option<FieldError>;
+    type Value = Option<Problem>;
 
-    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<Option<FieldError>, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<Option<Problem>, D::Error> {
         from.deserialize_map(self)
     }
 }
 
 impl<'de, T: FnMut(JsonItem<'_>) -> Result<(), Problem>> Visitor<'de> for ListBody<'_, T> {
-    type Value = Option<FieldError>;
+    type Value = Option<Problem>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "an object with {:?}", self.list)
     }
 
-    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<Option<FieldError>, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<Option<Problem>, A::Error> {
         let (mut wrong, mut seen) = (None, false);
         while let Some(name) = next_name(&mut map)? {
             if name == self.list && !seen {
@@ -321,7 +300,7 @@ impl<'de, T: FnMut(JsonItem<'_>) -> Result<(), Problem>> Visitor<'de> for ListBo
             }
         }
         if !seen {
-            wrong.get_or_insert_with(|| FieldError::new(self.list, "is missing"));
+            wrong.get_or_insert_with(|| Problem::bad_input(self.list, "is missing"));
         }
         Ok(wrong)
     }

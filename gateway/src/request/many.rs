@@ -4,7 +4,7 @@ use engine::key::{CounterKey, KEY_BYTES_MAX, NameMaker};
 use engine::ops::{Op, OpKind};
 
 use super::integer::{NotInteger, integer, looks_numeric};
-use super::json::{self, FieldError, JsonItem};
+use super::json::{self, JsonItem};
 use super::{BodyType, ITEMS_MAX, mark, name_problem};
 use crate::problem::{Kind, Problem};
 
@@ -100,12 +100,12 @@ impl<R: FnMut(usize) -> Result<(), Problem>> BatchParser<R> {
         }
     }
 
-    fn fail(&mut self, key: Option<&[u8]>, wrong: FieldError) -> Result<(), Problem> {
+    fn fail(&mut self, key: Option<&[u8]>, problem: Problem) -> Result<(), Problem> {
         // The answer does not repeat an invalid key: it may be too long, and the OpenAPI document
         // does not allow an empty one.
         let key = key.filter(|key| (1..=KEY_BYTES_MAX).contains(&key.len())).map(<[u8]>::to_vec);
         let index = self.index()?;
-        self.failed(FailedItem { index, key, problem: wrong.problem() })
+        self.failed(FailedItem { index, key, problem })
     }
 
     fn failed(&mut self, item: FailedItem) -> Result<(), Problem> {
@@ -120,10 +120,10 @@ impl<R: FnMut(usize) -> Result<(), Problem>> BatchParser<R> {
             (Some(wrong), _) => self.fail(key, wrong),
             (None, Some(_)) if item.bare => {
                 let detail = "an item is an object with \"key\" and \"delta\"";
-                self.fail(key, FieldError::new("key", detail))
+                self.fail(key, Problem::bad_input("key", detail))
             }
             (None, Some(key)) => self.add(key, item.delta.unwrap_or(1)),
-            (None, None) => self.fail(None, FieldError::new("key", "is missing")),
+            (None, None) => self.fail(None, Problem::bad_input("key", "is missing")),
         }
     }
 
@@ -137,7 +137,7 @@ impl<R: FnMut(usize) -> Result<(), Problem>> BatchParser<R> {
     fn line(&mut self, line: &[u8]) -> Result<(), Problem> {
         match split(line) {
             Ok((key, delta)) => self.add(key, delta),
-            Err((key, why)) => self.fail(Some(key), FieldError::new("delta", why.detail())),
+            Err((key, why)) => self.fail(Some(key), Problem::bad_input("delta", why.detail())),
         }
     }
 }
@@ -197,7 +197,7 @@ pub fn keys(namespace: &str, body: &[u8]) -> Result<Vec<CounterKey>, Problem> {
 
 fn key(names: &mut NameMaker, item: JsonItem<'_>) -> Result<CounterKey, Problem> {
     if let Some(wrong) = item.wrong {
-        return Err(wrong.problem());
+        return Err(wrong);
     }
     if item.delta.is_some() {
         return Err(Problem::bad_input("delta", "does not belong to a read"));

@@ -24,7 +24,7 @@ use engine::key::{CounterKey, KeyError};
 use hyper::http::request::Parts;
 
 pub use self::many::{FailedItem, IncrementBatch, increments, keys};
-pub use self::target::{IncrementQuery, InfoPage, ReadQuery, Route};
+pub use self::target::{IncrementQuery, InfoPage, ReadQuery, Route, percent_decode};
 pub use self::token::RequestToken;
 pub(crate) use self::token::{TOKEN_BYTES_MAX, clock};
 

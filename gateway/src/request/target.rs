@@ -199,23 +199,27 @@ fn decoded<'a>(field: &'static str, text: &'a str) -> Result<Cow<'a, [u8]>, Prob
     if !bytes.contains(&b'%') {
         return Ok(Cow::Borrowed(bytes));
     }
-    let mut out = Vec::with_capacity(bytes.len());
-    let mut rest = bytes;
+    let detail = "a % is followed by two hexadecimal digits; the sign itself is %25";
+    let bytes = percent_decode(bytes).ok_or_else(|| Problem::bad_input(field, detail))?;
+    Ok(Cow::Owned(bytes))
+}
+
+/// Percent-decodes a text; `None` if a `%` is not followed by two hexadecimal digits.
+pub fn percent_decode(text: &[u8]) -> Option<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text;
     while let Some((&first, after)) = rest.split_first() {
         if first != b'%' {
-            out.push(first);
+            bytes.push(first);
             rest = after;
             continue;
         }
-        let digit = |at: usize| after.get(at).and_then(|&byte| char::from(byte).to_digit(16));
-        let (Some(high), Some(low)) = (digit(0), digit(1)) else {
-            let detail = "a % is followed by two hexadecimal digits; the sign itself is %25";
-            return Err(Problem::bad_input(field, detail));
-        };
-        out.push((high * 16 + low) as u8);
-        rest = &after[2..];
+        let (digits, after) = after.split_at_checked(2)?;
+        let digit = |byte: u8| char::from(byte).to_digit(16);
+        bytes.push((digit(digits[0])? * 16 + digit(digits[1])?) as u8);
+        rest = after;
     }
-    Ok(Cow::Owned(out))
+    Some(bytes)
 }
 
 /// Passes each parameter of a query to `take`, which returns `None` for one that is unknown or

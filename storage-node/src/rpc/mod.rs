@@ -32,7 +32,7 @@ use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info};
 
-use crate::inbox::{Inbox, LoopMessage};
+use crate::inbox::{Inbox, Intake, LoopMessage};
 use crate::outbox::{Closed, Outbox};
 use crate::peers::{PINGS, PeerLimits};
 use crate::snapshot_files::Staging;
@@ -49,7 +49,7 @@ const HTTP2_FRAME_BYTES: u32 = 1 << 20;
 type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// The services of one node.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Services {
     /// The sending end of the loop's inbox.
     pub inbox: Inbox,
@@ -121,13 +121,15 @@ impl Gateway for Services {
         if !self.inbox.send(LoopMessage::Opened { conn, outbox }) {
             return Err(ending());
         }
-        let inbox = self.inbox.clone();
+        let services = self.clone();
         let (refused, refusal) = mpsc::channel(1);
         tokio::spawn(self.tasks.job("reading from a gateway", async move {
-            let end = read_gateway(&inbox, conn, stream, closed).await;
-            debug!(?from, %end, "gateway connection ended");
-            end.report_to(&refused);
-            inbox.send_event(Event::GatewayGone { conn });
+            let (intake, over) = (&services.inbox.gateways, "closed by the gateway");
+            let read = |message| gateway_event(conn, message);
+            let end = services.forward(intake, stream, closed, over, read).await;
+            debug!(?from, end = %why(&end), "gateway connection ended");
+            report(end, &refused);
+            services.inbox.send_event(Event::GatewayGone { conn });
         }));
         let replies = ReceiverStream::new(replies).map(wire::Reply::from);
         let replies = Merged::new(replies, proto::REPLIES_BYTES).map(|replies| Ok(replies.into()));
@@ -135,64 +137,32 @@ impl Gateway for Services {
     }
 }
 
-/// The reason why reading a stream has ended.
-enum StreamEnd {
-    /// The stream broke, or a message on it was invalid: the other end gets this status if it is
-    /// still there.
-    Refused(Status),
-    /// The stream ended in the normal way.
-    Over(&'static str),
-}
+/// The reason why reading a stream has ended: in the normal way; or the stream broke or a message
+/// on it was invalid, and the other end gets the status if it is still there.
+type StreamEnd = Result<&'static str, Status>;
 
-impl StreamEnd {
-    fn report_to(self, refused: &mpsc::Sender<Status>) {
-        if let Self::Refused(status) = self {
-            // A failed send means that the other end is gone.
-            let _unheard = refused.try_send(status);
-        }
+fn why(end: &StreamEnd) -> &str {
+    match end {
+        Ok(why) => why,
+        Err(status) => status.message(),
     }
 }
 
-impl std::fmt::Display for StreamEnd {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Refused(status) => f.write_str(status.message()),
-            Self::Over(why) => f.write_str(why),
-        }
+fn report(end: StreamEnd, refused: &mpsc::Sender<Status>) {
+    if let Err(status) = end {
+        // A failed send means that the other end is gone.
+        let _unheard = refused.try_send(status);
     }
 }
 
-/// Forwards a gateway's messages to the loop. Returns why that ended.
-async fn read_gateway(
-    inbox: &Inbox,
-    conn: Conn,
-    mut stream: Streaming<wire::ToNode>,
-    mut closed: Closed,
-) -> StreamEnd {
-    loop {
-        let message = tokio::select! {
-            message = stream.message() => message,
-            _ = &mut closed => return StreamEnd::Over("closed by this node"),
-        };
-        let message = match message {
-            Ok(Some(message)) => message,
-            Ok(None) => return StreamEnd::Over("closed by the gateway"),
-            Err(status) => return StreamEnd::Refused(status),
-        };
-        let bytes = match &message.kind {
-            Some(to_node::Kind::Frame(frame)) => frame.batches.len(),
-            Some(to_node::Kind::Read(read)) => read.names.iter().map(|name| name.len() + 32).sum(),
-            _ => 0,
-        };
-        let message = match GatewayMessage::try_from(message) {
-            Ok(message) => message,
-            Err(invalid) => return StreamEnd::Refused(invalid.into()),
-        };
-        let room = inbox.gateways.room(bytes).await;
-        if !inbox.send(LoopMessage::Received(Event::Gateway { conn, message }, room)) {
-            return StreamEnd::Refused(ending());
-        }
-    }
+/// Returns the size of a gateway's message, and its event.
+fn gateway_event(conn: Conn, message: wire::ToNode) -> Result<(usize, Event), Invalid> {
+    let bytes = match &message.kind {
+        Some(to_node::Kind::Frame(frame)) => frame.batches.len(),
+        Some(to_node::Kind::Read(read)) => read.names.iter().map(|name| name.len() + 32).sum(),
+        _ => 0,
+    };
+    Ok((bytes, Event::Gateway { conn, message: GatewayMessage::try_from(message)? }))
 }
 
 // ---- peers --------------------------------------------------------------------------------------
@@ -215,9 +185,13 @@ impl Peer for Services {
         let services = self.clone();
         let (refused, refusal) = mpsc::channel(1);
         tokio::spawn(self.tasks.job("reading from a node", async move {
-            let end = services.read_peer(conn, greeting, stream, closed).await;
-            debug!(conn = conn.0, %end, "peer connection ended");
-            end.report_to(&refused);
+            let (_open, ended) = watch::channel(());
+            let feed = FeedConnection { conn, ended };
+            let (intake, over) = (&services.inbox.peers, "closed by the peer");
+            let read = |message| services.peer_event(&greeting, &feed, message);
+            let end = services.forward(intake, stream, closed, over, read).await;
+            debug!(conn = conn.0, end = %why(&end), "peer connection ended");
+            report(end, &refused);
             services.feeds.forget(conn);
             services.inbox.send_event(Event::Closed { conn });
         }));
@@ -235,45 +209,50 @@ impl Peer for Services {
 }
 
 impl Services {
-    /// Forwards the messages of a peer that feeds this node. Returns why that ended.
-    async fn read_peer(
+    /// Sends the messages of a stream to the loop until the stream ends. `event` returns the size
+    /// of a message, for which there must be room in `intake`, and its event; `over` is the reason
+    /// if the other end closes the stream.
+    async fn forward<M>(
         &self,
-        conn: Conn,
-        greeting: AcceptedOpen,
-        mut stream: Streaming<wire::ToFollower>,
+        intake: &Intake,
+        mut stream: Streaming<M>,
         mut closed: Closed,
+        over: &'static str,
+        event: impl Fn(M) -> Result<(usize, Event), Invalid>,
     ) -> StreamEnd {
-        let (_open, ended) = watch::channel(());
         loop {
             let message = tokio::select! {
-                message = stream.message() => message,
-                _ = &mut closed => return StreamEnd::Over("closed by this node"),
+                message = stream.message() => message?,
+                _ = &mut closed => return Ok("closed by this node"),
             };
-            let message = match message {
-                Ok(Some(message)) => message,
-                Ok(None) => return StreamEnd::Over("closed by the peer"),
-                Err(status) => return StreamEnd::Refused(status),
-            };
-            let bytes = match &message.kind {
-                Some(to_follower::Kind::Append(append)) => {
-                    append.slices.iter().map(|slice| slice.entries.len() + 64).sum()
-                }
-                _ => 0,
-            };
-            let message = match ToFollower::try_from(message) {
-                Ok(message) => message,
-                Err(invalid) => return StreamEnd::Refused(invalid.into()),
-            };
-            if let ToFollower::Hello { from, .. } = &message {
-                info!(peer = %from.store, boot = from.boot.0, "peer connected");
-                let connection = FeedConnection { conn, ended: ended.clone() };
-                self.feeds.note(*from, greeting.connection, connection);
-            }
-            let room = self.inbox.peers.room(bytes).await;
-            if !self.inbox.send(LoopMessage::Received(Event::FromPrimary { conn, message }, room)) {
-                return StreamEnd::Refused(ending());
+            let Some(message) = message else { return Ok(over) };
+            let (bytes, event) = event(message)?;
+            let room = intake.room(bytes).await;
+            if !self.inbox.send(LoopMessage::Received(event, room)) {
+                return Err(ending());
             }
         }
+    }
+
+    /// Returns the size of a message of a peer that feeds this node, and its event.
+    fn peer_event(
+        &self,
+        greeting: &AcceptedOpen,
+        feed: &FeedConnection,
+        message: wire::ToFollower,
+    ) -> Result<(usize, Event), Invalid> {
+        let bytes = match &message.kind {
+            Some(to_follower::Kind::Append(append)) => {
+                append.slices.iter().map(|slice| slice.entries.len() + 64).sum()
+            }
+            _ => 0,
+        };
+        let message = ToFollower::try_from(message)?;
+        if let ToFollower::Hello { from, .. } = &message {
+            info!(peer = %from.store, boot = from.boot.0, "peer connected");
+            self.feeds.note(*from, greeting.connection, feed.clone());
+        }
+        Ok((bytes, Event::FromPrimary { conn: feed.conn, message }))
     }
 }
 

@@ -47,7 +47,6 @@ pub struct SnapshotSender {
 }
 
 /// One snapshot to be sent.
-#[derive(Debug)]
 pub struct SnapshotTransfer {
     /// The connection that the snapshot belongs to.
     pub conn: Conn,

@@ -23,7 +23,6 @@ const LOG_EVERY: Duration = Duration::from_secs(60);
 const FIRST_WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// An open disk, and the messages of its threads.
-#[derive(Debug)]
 pub(crate) struct OpenDisk {
     /// The disk.
     pub(crate) disk: Disk,
