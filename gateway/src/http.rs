@@ -80,6 +80,11 @@ const SHED_SHARE: usize = 8;
 const IDLE_CHECKS: u32 = 8;
 /// The most memory that is allocated in advance for a body of an announced length.
 const ANNOUNCED_BYTES_MAX: usize = 64 * 1024;
+/// A large request waits for room in the batcher for no longer than this, nor beyond its deadline.
+const ADMISSION_MS_MAX: u64 = 500;
+/// The memory that operations take once they are parsed, for each byte of a body: about 150 bytes
+/// for an increment of a line of 15.
+const PARSED_BYTES: usize = 10;
 
 static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 /// Answers must not be cached: their content may change at any time.
@@ -409,12 +414,23 @@ impl HttpServer {
             }
             Route::IncrementMany { namespace } => {
                 let body = self.read_body(body, reservation, deadline).await?;
+                self.admit(body.len(), deadline).await?;
                 let body = BatchBody { namespace: &namespace, body_type, body: &body };
                 let batch = body.parse(|bytes| reservation.add(bytes))?;
                 let token = token_of(Scope::Batch, batch.rejected_hash());
                 Ok(self.write_many(batch, token, body, deadline).await)
             }
             Route::Page(page) => refusable(self.page(page).await, reservation),
+        }
+    }
+
+    /// Waits until there is room for the operations in a body of this size.
+    async fn admit(&self, body_bytes: usize, deadline: Now) -> Result<(), Problem> {
+        let until = deadline.min(self.mailbox.now().plus_ms(ADMISSION_MS_MAX));
+        let (bytes, until) = (body_bytes * PARSED_BYTES, self.mailbox.timer_at(until));
+        match self.mailbox.admission.admit(bytes, until).await {
+            true => Ok(()),
+            false => Err(failure::of_write(Failure::QueueFull)),
         }
     }
 

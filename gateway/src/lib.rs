@@ -11,6 +11,7 @@
 //! means: the batcher does. This crate decides how an outcome is expressed in HTTP ([`problem`],
 //! [`request`], [`response`]).
 
+mod admission;
 mod browser;
 mod directory;
 mod etcd;

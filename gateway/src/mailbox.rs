@@ -25,6 +25,7 @@ use slab::Slab;
 use telemetry::Clock;
 use tokio::time::{Instant as TokioInstant, Sleep, sleep_until};
 
+use crate::admission::Admission;
 use crate::request;
 
 /// The batcher's number of a request is `count << SLOT_BITS | slot`: it ascends, as the batcher
@@ -46,6 +47,8 @@ pub(crate) struct Mailbox {
     requests: RefCell<RequestSlots>,
     /// The batcher holds so many bytes that no more requests are to be read from clients.
     full: Cell<bool>,
+    /// The room in the batcher for large requests.
+    pub(crate) admission: Admission,
     /// The newest time of any shard, and the moment at which it was received.
     shard_time: Cell<Option<(TimeMs, Now)>>,
     /// The slots of shards whose primary this worker has no connection to.
@@ -89,6 +92,7 @@ impl Mailbox {
             turn: RefCell::default(),
             requests: RefCell::default(),
             full: Cell::new(false),
+            admission: Admission::default(),
             shard_time: Cell::new(None),
             without_primary: RefCell::default(),
             expired: Cell::new(false),
@@ -384,6 +388,7 @@ pub(crate) async fn run_turns(
         }
         // From half of this limit on, the batcher itself refuses the requests of some shards.
         mailbox.full.set(batcher.bytes() >= 2 * settings.total_bytes_max);
+        mailbox.admission.set_room(batcher.room());
         mailbox.shard_time.set(batcher.shard_time(now).map(|time| (time, now)));
         driver.turn_ended(&batcher, cluster_changed);
     }

@@ -68,9 +68,9 @@ pub(crate) fn divide(
 }
 
 impl Shares {
-    /// The settings of a worker's batcher. From half of its limit on, shards with more than their
-    /// share of the queue are refused in favour of the others; at the limit, no more requests are
-    /// read from clients.
+    /// The settings of a worker's batcher. From an eighth of its limit on, large requests wait
+    /// until there is room; from half of it on, shards with more than their share of the queue are
+    /// refused in favour of the others; at the limit, no more requests are read from clients.
     pub(crate) fn settings(&self, linger_us: u64) -> Settings {
         let usual = Settings::default();
         let half = self.operation_bytes_max / 2;
@@ -78,6 +78,7 @@ impl Shares {
             linger_us,
             total_bytes_max: half,
             queue_bytes_max: usual.queue_bytes_max.min(half),
+            room_bytes: usual.room_bytes.min(half / 4),
             connection_bytes_max: usual.connection_bytes_max.min(half),
             read_keys_max: usual.read_keys_max.min(self.operation_bytes_max / READ_KEY_BYTES),
             ..usual

@@ -215,6 +215,10 @@ pub struct Settings {
     pub queue_bytes_max: usize,
     /// The same for all shards together, batches in flight included.
     pub total_bytes_max: usize,
+    /// The bytes of operations up to which there is [room](Batcher::room) for large requests:
+    /// enough to keep all nodes busy, and as little as that, since what waits for long leaves the
+    /// caches.
+    pub room_bytes: usize,
     /// The payload bytes of batches in flight to one node at which no more are sent.
     pub connection_bytes_max: usize,
     /// The time for which a known shard time serves as the issue time of operations with a token.
@@ -311,6 +315,7 @@ impl Default for Settings {
             window: WindowSettings::default(),
             queue_bytes_max: 16 << 20,
             total_bytes_max: 128 << 20,
+            room_bytes: 32 << 20,
             connection_bytes_max: 16 << 20,
             shard_time_valid_ms: 1_000,
             read_keys_max: 200_000,
@@ -494,6 +499,13 @@ impl Batcher {
     /// The bytes of operations that are held, waiting and in flight.
     pub fn bytes(&self) -> usize {
         self.queues.bytes() + self.writes.held_bytes()
+    }
+
+    /// The bytes of operations for which there is room. Without any, the driver lets large requests
+    /// wait before it parses them.
+    pub fn room(&self) -> usize {
+        let max = self.settings.room_bytes;
+        max.saturating_sub(self.queues.spread_bytes(max))
     }
 
     /// The counters since the start.
