@@ -78,84 +78,111 @@ impl Admission {
 
 #[cfg(test)]
 mod tests {
-    use std::cell::RefCell;
-    use std::future::{Future, poll_fn};
-    use std::pin::pin;
-    use std::rc::Rc;
-    use std::task::Poll;
+    use std::future::Future;
+    use std::pin::Pin;
+    use std::task::{Context, Waker};
     use std::time::Duration;
-
-    use tokio::task::{LocalSet, spawn_local};
-    use tokio::time::sleep;
 
     use super::*;
 
-    const FOREVER: Duration = Duration::from_secs(3600);
-    const TURN: Duration = Duration::from_millis(10);
+    /// Requests of 10 bytes each, in the order of their arrival. `None`: admitted, or given up.
+    #[derive(Default)]
+    struct Requests<'a>(Vec<Option<Pin<Box<dyn Future<Output = bool> + 'a>>>>);
 
-    /// Runs requests of 10 bytes each, each of which waits for so long, while turns set the room.
-    /// Returns the requests in the order in which they were admitted.
-    async fn admitted(patience: &[Duration], turns: &[usize]) -> Vec<usize> {
-        let admission = Rc::new(Admission::default());
-        let order = Rc::new(RefCell::new(Vec::new()));
-        let run = async {
-            for (number, &patience) in patience.iter().enumerate() {
-                let (admission, order) = (admission.clone(), order.clone());
-                spawn_local(async move {
-                    if admission.admit(10, Instant::now() + patience).await {
-                        order.borrow_mut().push(number);
-                    }
-                });
+    impl<'a> Requests<'a> {
+        /// Returns whether the request is admitted at once.
+        fn arrive(&mut self, admission: &'a Admission) -> bool {
+            let until = Instant::now() + Duration::from_secs(3600);
+            self.0.push(Some(Box::pin(admission.admit(10, until))));
+            self.runs(self.0.len() - 1)
+        }
+
+        fn give_up(&mut self, number: usize) {
+            self.0[number] = None;
+        }
+
+        /// Runs one request. Returns whether it is admitted.
+        fn runs(&mut self, number: usize) -> bool {
+            let Some(request) = &mut self.0[number] else { return false };
+            let is_admitted =
+                request.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready();
+            if is_admitted {
+                self.0[number] = None;
             }
-            for &room in turns {
-                sleep(TURN).await;
-                admission.set_room(room);
+            is_admitted
+        }
+
+        /// Runs each until none can go on. Returns those that were admitted, in this order.
+        fn run(&mut self) -> Vec<usize> {
+            let mut admitted = Vec::new();
+            while let Some(number) = (0..self.0.len()).find(|&number| self.runs(number)) {
+                admitted.push(number);
             }
-            sleep(TURN).await;
-        };
-        LocalSet::new().run_until(run).await;
-        order.take()
+            admitted
+        }
+
+        /// Ends a turn that leaves so much room.
+        #[track_caller]
+        fn turn(&mut self, admission: &Admission, room: usize, want: &[usize]) {
+            admission.set_room(room);
+            assert_eq!(self.run(), want);
+        }
     }
 
-    async fn is_pending(future: impl Future<Output = bool>) -> bool {
-        let mut future = pin!(future);
-        poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx).is_pending())).await
-    }
-
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn requests_are_admitted_in_order_as_far_as_there_is_room() {
-        assert_eq!(admitted(&[FOREVER; 5], &[0]).await, []);
-        assert_eq!(admitted(&[FOREVER; 5], &[1]).await, [0]);
-        assert_eq!(admitted(&[FOREVER; 5], &[25, 0, 20]).await, [0, 1, 2, 3, 4]);
-        assert_eq!(admitted(&[FOREVER; 5], &[20, 5, 0]).await, [0, 1, 2]);
+        let admission = Admission::default();
+        let mut requests = Requests::default();
+        for _ in 0..6 {
+            assert!(!requests.arrive(&admission), "there is no room yet");
+        }
+        requests.turn(&admission, 0, &[]);
+        requests.turn(&admission, 1, &[0]);
+        requests.turn(&admission, 25, &[1, 2, 3]);
+        requests.turn(&admission, 0, &[]);
+        requests.turn(&admission, 10, &[4]);
+        requests.turn(&admission, 15, &[5]);
+        assert!(requests.arrive(&admission), "nothing waits, and 5 bytes are left");
+        assert!(!requests.arrive(&admission));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn one_that_gives_up_holds_up_no_other() {
-        let patience = [TURN + TURN / 2, FOREVER, TURN + TURN / 2, FOREVER];
-        assert_eq!(admitted(&patience, &[0, 11]).await, [1, 3]);
-        // Two give up in the moment in which there is room.
-        let order = admitted(&[TURN, TURN, FOREVER], &[1, 1, 1, 1]).await;
-        assert_eq!(order.last(), Some(&2), "{order:?}");
+        let admission = Admission::default();
+        let mut requests = Requests::default();
+        (0..5).for_each(|_| assert!(!requests.arrive(&admission)));
+        requests.give_up(0);
+        requests.turn(&admission, 10, &[1]);
+        // It was woken, and gives up before it runs.
+        admission.set_room(10);
+        requests.give_up(2);
+        assert_eq!(requests.run(), [3]);
+        // So does the last one, and another one comes when there is no room left.
+        admission.set_room(10);
+        requests.give_up(4);
+        admission.set_room(0);
+        assert!(!requests.arrive(&admission));
+        requests.turn(&admission, 0, &[]);
+        requests.turn(&admission, 10, &[5]);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn no_request_overtakes_those_that_wait() {
         let admission = Admission::default();
-        let until = Instant::now() + FOREVER;
-        let mut first = pin!(admission.admit(10, until));
-        let mut second = pin!(admission.admit(10, until));
-        assert!(is_pending(first.as_mut()).await);
+        let mut requests = Requests::default();
+        (0..2).for_each(|_| assert!(!requests.arrive(&admission)));
         admission.set_room(10);
-        assert!(is_pending(second.as_mut()).await, "the first one was woken, and has not run");
-        assert!(first.await);
-        assert!(is_pending(second.as_mut()).await, "the room is taken");
-        admission.set_room(1);
-        assert!(second.await);
-        // Nothing waits and there is room, so nothing is waited for.
-        admission.set_room(11);
-        assert!(admission.admit(10, Instant::now()).await);
-        assert!(admission.admit(10, Instant::now()).await);
+        assert!(!requests.arrive(&admission), "the first one was woken, and has not run yet");
+        assert_eq!(requests.run(), [0]);
+        requests.turn(&admission, 10, &[1]);
+        requests.turn(&admission, 10, &[2]);
+    }
+
+    #[tokio::test]
+    async fn a_request_waits_no_longer_than_it_may() {
+        let admission = Admission::default();
         assert!(!admission.admit(10, Instant::now()).await);
+        admission.set_room(1);
+        assert!(admission.admit(10, Instant::now()).await, "what need not wait is not late");
     }
 }
