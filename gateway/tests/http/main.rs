@@ -14,6 +14,7 @@ mod node;
 mod crowd;
 mod failures;
 mod life;
+mod overload;
 mod pages;
 mod relayed;
 mod speed;
