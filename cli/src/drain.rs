@@ -30,9 +30,12 @@ pub(crate) struct Args {
     /// Cancel the drain: the node may hold shards again
     #[arg(long)]
     undo: bool,
-    /// Return without waiting until the node is empty
+    /// Drain although too few nodes or zones are left: a copy without a place moves once a node joins
     #[arg(long, conflicts_with = "undo")]
-    no_wait: bool,
+    wait: bool,
+    /// Return at once instead of when the node is empty
+    #[arg(long, conflicts_with = "undo")]
+    detach: bool,
     #[command(flatten)]
     etcd: ClusterOptions<true>,
     /// Print the result as one line of JSON
@@ -75,8 +78,18 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<CommandExit> {
     if args.undo {
         node.undo().await?;
     } else {
+        if !args.wait
+            && let Some(why) = node.obstacle().await?
+        {
+            note!(
+                "error: {why}. Nothing was changed: start another node first, or add --wait to \
+                 drain {} all the same",
+                node.name
+            );
+            return Ok(CommandExit::Failed);
+        }
         node.drain().await?;
-        if !args.no_wait {
+        if !args.detach {
             node.until_empty().await?;
         }
     }
@@ -144,7 +157,6 @@ impl DrainTarget {
 
     async fn until_empty(&self) -> anyhow::Result<()> {
         let mut reported = (usize::MAX, usize::MAX);
-        let mut warned = false;
         loop {
             let (leads, copies) = self.holds().await?;
             if copies == 0 {
@@ -153,9 +165,6 @@ impl DrainTarget {
             if (leads, copies) != reported {
                 reported = (leads, copies);
                 note!("{}: leads {leads}, holds {copies}", self.name);
-            }
-            if !std::mem::replace(&mut warned, true) {
-                self.warn_if_there_is_no_room().await?;
             }
             tokio::time::sleep(POLL_INTERVAL).await;
         }
@@ -173,29 +182,49 @@ impl DrainTarget {
         Ok((leads, shards.iter().filter(holds).count()))
     }
 
-    /// Warns if the other nodes are too few: each copy needs a node without a copy of that shard.
-    async fn warn_if_there_is_no_room(&self) -> anyhow::Result<()> {
-        let Some(meta) = self.metastore.get::<Meta>(&()).await? else { return Ok(()) };
-        let stores = self.metastore.list::<StoreRecord>().await?.all;
+    /// Returns why the node can't be emptied with the nodes that there are now, if it can't. A node
+    /// that drains already is not in question.
+    async fn obstacle(&self) -> anyhow::Result<Option<String>> {
+        let Some(meta) = self.metastore.get::<Meta>(&()).await? else { return Ok(None) };
         let drains = self.metastore.list::<DrainIntent>().await?.all;
         let drains: BTreeSet<StoreId> = drains.iter().map(|kept| kept.id).collect();
+        if drains.contains(&self.store) || self.holds().await?.1 == 0 {
+            return Ok(None);
+        }
         let running = self.metastore.list::<NodeRecord>().await?.all;
         let running: BTreeSet<StoreId> = running.iter().map(|kept| kept.id).collect();
+        let stores = self.metastore.list::<StoreRecord>().await?.all;
         let takes = |kept: &&Revisioned<StoreRecord>| {
             kept.record.status == StoreStatus::Active
                 && running.contains(&kept.id)
                 && !drains.contains(&kept.id)
+                && kept.id != self.store
         };
-        let others = stores.iter().filter(takes).count();
-        if others < usize::from(meta.record.replicas) {
-            note!(
-                "{others} other nodes cannot hold {} copies of each shard: the remaining copies \
-                 move when another node joins",
-                meta.record.replicas
-            );
-        }
-        Ok(())
+        let others: Vec<&str> =
+            stores.iter().filter(takes).map(|kept| kept.record.zone.as_str()).collect();
+        let own = stores.iter().find(|kept| kept.id == self.store);
+        let own = own.map_or("", |kept| kept.record.zone.as_str());
+        Ok(obstacle(&self.name, own, &others, usize::from(meta.record.replicas)))
     }
+}
+
+/// Returns why a node of the zone `own` can't be emptied, if `others` are the zones of the nodes
+/// that may take its copies.
+fn obstacle(name: &str, own: &str, others: &[&str], replicas: usize) -> Option<String> {
+    if others.len() < replicas {
+        return Some(format!(
+            "{name} cannot be emptied: --replicas is {replicas}, and the number of other nodes that \
+             can hold copies is {}",
+            others.len()
+        ));
+    }
+    let zones: BTreeSet<&str> = others.iter().copied().collect();
+    (zones.len() + 1 == replicas && !zones.contains(own)).then(|| {
+        format!(
+            "{name} is the only node of zone {own:?}: without it two copies of each shard would be \
+             in one zone"
+        )
+    })
 }
 
 #[cfg(test)]
@@ -245,5 +274,32 @@ mod tests {
         let both = [1, 2].map(|id| store(id, "node-2", StoreStatus::Active));
         check(&both, "node-2", &[1, 2]);
         check(&both, &uuid(2), &[2]);
+    }
+
+    #[track_caller]
+    fn check_obstacle(own: &str, others: &[&str], want: Option<&str>) {
+        let found = obstacle("node-2", own, others, 3);
+        match want {
+            None => assert_eq!(found, None),
+            Some(want) => {
+                assert!(found.as_ref().is_some_and(|why| why.contains(want)), "{found:?}")
+            }
+        }
+    }
+
+    #[test]
+    fn a_drain_needs_a_node_for_each_copy_and_a_zone_if_there_are_enough() {
+        check_obstacle(
+            "",
+            &["", ""],
+            Some("--replicas is 3, and the number of other nodes that can hold copies is 2"),
+        );
+        check_obstacle("a", &["b"], Some("can hold copies is 1"));
+        check_obstacle("", &["", "", ""], None);
+        check_obstacle("c", &["a", "a", "b"], Some("the only node of zone \"c\""));
+        check_obstacle("c", &["a", "b", "c"], None);
+        // Copies share a zone already, or there are zones to spare.
+        check_obstacle("b", &["a", "a", "a"], None);
+        check_obstacle("d", &["a", "b", "c"], None);
     }
 }

@@ -40,7 +40,7 @@ pub(crate) struct Args {
     rate: Option<u64>,
     /// Return without waiting for the result
     #[arg(long)]
-    no_wait: bool,
+    detach: bool,
     #[command(flatten)]
     etcd: ClusterOptions<true>,
     /// Print the result of each node as one line of JSON
@@ -92,7 +92,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<CommandExit> {
     }
     let mut all_clean = true;
     for (node, before) in asked {
-        let report = match args.no_wait {
+        let report = match args.detach {
             true => node.report(ScrubResult::Begun, 0, &[]),
             false => node.outcome(before).await,
         };

@@ -168,10 +168,26 @@ fn a_scrub_of_a_node_that_does_not_answer_fails() {
     Records::of_one_shard().check(&["scrub", "--all"], 1, "node-1: ");
 }
 
+/// A drain that could never end is refused before anything is written. One that has begun goes on.
+#[test]
+fn a_drain_without_a_node_for_the_copies_is_refused() {
+    let records = Records::of_one_shard();
+    records.check(&["drain", "node-1", "--detach"], 1, "can hold copies is 0");
+    assert_eq!(records.get::<DrainIntent>(&NODE_1), None);
+    records.check(&["drain", "node-1", "--detach", "--wait"], 0, "is draining");
+    records.check(&["drain", "node-1", "--detach"], 0, "is draining");
+    records.check(&["drain", "node-1", "--undo"], 0, "no longer draining");
+    // A node that does not run can't take the copies either.
+    records.add_store(StoreId(2), "node-2");
+    records.check(&["drain", "node-1", "--detach"], 1, "can hold copies is 0");
+    records.check(&["drain", "node-2", "--detach"], 0, "node-2 is empty");
+}
+
 #[test]
 fn a_drain_whose_answer_was_lost_is_not_claimed() {
     let records = Records::of_one_shard();
-    let (drain, undo) = (["drain", "node-1", "--no-wait"], ["drain", "node-1", "--undo"]);
+    let drain = ["drain", "node-1", "--wait", "--detach"];
+    let undo = ["drain", "node-1", "--undo"];
     records.txns(&[Fate::LoseCall]);
     records.check(&drain, 1, "run the command again");
     records.check(&undo, 0, "no longer draining");

@@ -26,48 +26,57 @@ pub fn path<T: Copy>(
     loads: &BTreeMap<StoreId, usize>,
     step: impl Fn(StoreId, StoreId) -> Option<T>,
 ) -> Option<Vec<BalanceStep<T>>> {
-    let mut fullest: Vec<(usize, StoreId)> = loads.iter().map(|(&id, &load)| (load, id)).collect();
-    fullest.sort_by_key(|&(load, id)| (std::cmp::Reverse(load), id));
-    let least = fullest.last()?.0;
-    let heads = fullest.iter().take_while(|(load, _)| *load >= least + 2);
+    path_past(&mut BTreeSet::new(), loads, step)
+}
+
+/// Like [`path`], one of several in a row. `dead_ends` are stores from which the searches before
+/// found no path, and this one adds its own. There must be none from them now: loads were changed
+/// by these paths alone, and what can't go from one store to another still can't.
+pub fn path_past<T: Copy>(
+    dead_ends: &mut BTreeSet<StoreId>,
+    loads: &BTreeMap<StoreId, usize>,
+    step: impl Fn(StoreId, StoreId) -> Option<T>,
+) -> Option<Vec<BalanceStep<T>>> {
+    let mut emptiest: Vec<(usize, StoreId)> = loads.iter().map(|(&id, &load)| (load, id)).collect();
+    emptiest.sort();
+    let &(least, _) = emptiest.first()?;
+    let is_full = |(load, _): &(usize, StoreId)| *load >= least + 2;
+    let mut heads: Vec<_> = emptiest.iter().copied().filter(is_full).collect();
+    heads.sort_by_key(|&(load, id)| (std::cmp::Reverse(load), id));
     // A store that was passed by the search from a fuller one, which found no path, has none
     // either.
-    let mut searched = BTreeSet::new();
-    heads.into_iter().find_map(|&(load, from)| {
-        if searched.contains(&from) {
+    heads.into_iter().find_map(|head| {
+        if dead_ends.contains(&head.1) {
             return None;
         }
-        path_from(from, load, loads, &step, &mut searched)
+        path_from(head, &emptiest, &step, dead_ends)
     })
 }
 
+/// `emptiest`: all stores by load. Of paths of the same length one to an emptier store levels more.
 fn path_from<T: Copy>(
-    from: StoreId,
-    load: usize,
-    loads: &BTreeMap<StoreId, usize>,
+    (load, from): (usize, StoreId),
+    emptiest: &[(usize, StoreId)],
     step: impl Fn(StoreId, StoreId) -> Option<T>,
-    searched: &mut BTreeSet<StoreId>,
+    dead_ends: &mut BTreeSet<StoreId>,
 ) -> Option<Vec<BalanceStep<T>>> {
     let mut came: BTreeMap<StoreId, BalanceStep<T>> = BTreeMap::new();
     let mut queue = VecDeque::from([from]);
     while let Some(at) = queue.pop_front() {
-        // Emptier stores first: the same length of path then levels more.
-        let mut next: Vec<StoreId> = loads.keys().copied().collect();
-        next.sort_by_key(|id| (loads[id], *id));
-        for to in next {
-            if to == from || came.contains_key(&to) || searched.contains(&to) {
+        for &(load_of_next, to) in emptiest {
+            if to == from || came.contains_key(&to) || dead_ends.contains(&to) {
                 continue;
             }
             let Some(unit) = step(at, to) else { continue };
             came.insert(to, BalanceStep { unit, from: at, to });
-            if loads[&to] + 2 <= load {
+            if load_of_next + 2 <= load {
                 return Some(walk_back(&came, from, to));
             }
             queue.push_back(to);
         }
     }
-    searched.insert(from);
-    searched.extend(came.into_keys());
+    dead_ends.insert(from);
+    dead_ends.extend(came.into_keys());
     None
 }
 

@@ -3,10 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::coordinator::planner::placement::may_swap;
+use crate::coordinator::planner::placement::held_by;
 use crate::coordinator::planner::plan::PlanBuilder;
 use crate::coordinator::planner::{
-    Nearness, PlannedChange, ShardView, StoreState, balance, nearness, with,
+    Nearness, PlannedChange, ShardView, Store, StoreState, balance, known,
 };
 use crate::ids::{ShardId, StoreId};
 use crate::shard_record::ShardRecord;
@@ -27,34 +27,27 @@ pub(super) fn level_replicas(plan: &mut PlanBuilder<'_>) {
         shard.free && record.learners.is_empty() && record.isr == record.target
     };
     for shard in shards.iter().filter(at_rest) {
-        let near = nearness(&plan.stores, &shard.record.target);
+        let near = Nearness::of(&known(&plan.stores, &shard.record.target, None));
         if near > ideal && !plan.changed.contains(&shard.record.shard()) {
             let change = apart(plan, shard.record, near);
             plan.extend(change);
         }
     }
-    let mut movable: Vec<&ShardRecord> =
-        shards.iter().filter(at_rest).map(|shard| shard.record).collect();
+    let movable = shards.iter().filter(at_rest);
+    let sets = movable.map(|shard| (shard.record.shard(), shard.record.target.as_slice()));
+    let held = held_by(&plan.stores, sets);
+    let mut dead_ends = BTreeSet::new();
     loop {
-        movable.retain(|record| !plan.changed.contains(&record.shard()));
-        let mut held: BTreeMap<StoreId, Vec<&ShardRecord>> = BTreeMap::new();
-        for record in &movable {
-            for &store in &record.target {
-                held.entry(store).or_default().push(record);
-            }
-        }
-        let loads: BTreeMap<StoreId, usize> = plan
-            .loads
-            .iter()
-            .map(|(&id, &load)| (id, load))
-            .filter(|&(id, _)| plan.is_ready(id))
-            .collect();
-        let path = balance::path(&loads, |from, to| {
+        let loads = plan.loads.iter().map(|(&id, &load)| (id, load));
+        let loads = loads.filter(|&(id, _)| plan.is_ready(id)).collect();
+        let path = balance::path_past(&mut dead_ends, &loads, |from, to| {
             if !plan.may_come(to) || !plan.may_go(from) {
                 return None;
             }
-            let fits = |record: &&&ShardRecord| may_swap(&plan.stores, &record.target, from, to);
-            held.get(&from)?.iter().find(fits).map(|record| record.shard())
+            let (held, to) = (held.get(&from)?, plan.stores.get(&to)?);
+            let is_free = |shard| !plan.changed.contains(&shard);
+            let replica = held.iter().find(|it| it.may_go(to) && is_free(it.unit));
+            replica.map(|replica| replica.unit)
         });
         let Some(steps) = path else { return };
         let shards: BTreeSet<ShardId> = steps.iter().map(|step| step.unit).collect();
@@ -80,21 +73,23 @@ fn ideal(plan: &PlanBuilder<'_>, replicas: usize) -> Nearness {
     {
         set.push(store);
     }
-    nearness(&plan.stores, &set)
+    Nearness::of(&known(&plan.stores, &set, None))
 }
 
 /// A move that brings the replicas of a shard further apart, if they are nearer than they need
 /// be.
 fn apart(plan: &PlanBuilder<'_>, record: &ShardRecord, now: Nearness) -> Option<PlannedChange> {
-    let swaps = record.target.iter().filter(|&&from| plan.may_go(from));
-    let swaps = swaps.flat_map(|&from| {
-        let ready = plan.stores.values().filter(|store| {
-            store.state == StoreState::Ready
-                && !record.target.contains(&store.id)
-                && plan.may_come(store.id)
-        });
-        ready.map(move |store| {
-            let near = nearness(&plan.stores, &with(&record.target, store.id, Some(from)));
+    let takes = |store: &&&Store| {
+        store.state == StoreState::Ready
+            && !record.target.contains(&store.id)
+            && plan.may_come(store.id)
+    };
+    let ready: Vec<&Store> = plan.stores.values().filter(takes).copied().collect();
+    let swaps = record.target.iter().filter(|&&from| plan.may_go(from)).flat_map(|&from| {
+        let others = known(&plan.stores, &record.target, Some(from));
+        let near_without = Nearness::of(&others);
+        ready.iter().map(move |store| {
+            let near = near_without.and(Nearness::to(store, &others));
             (near, plan.loads[&store.id], store.id, from)
         })
     });
@@ -109,15 +104,18 @@ pub(super) fn level_primaries(plan: &mut PlanBuilder<'_>) {
         return;
     }
     let at_rest = |shard: &&ShardView<'_>| shard.free && shard.record.isr == shard.record.target;
-    let movable: Vec<&ShardView<'_>> = plan.input.shards.iter().filter(at_rest).collect();
+    // The shards that each store leads, with the stores that could lead them as well.
+    let mut shards_of: BTreeMap<StoreId, Vec<(ShardId, Vec<StoreId>)>> = BTreeMap::new();
+    for shard in plan.input.shards.iter().filter(at_rest) {
+        let successors = plan.successors(shard).collect();
+        let led = shards_of.entry(shard.record.primary.store).or_default();
+        led.push((shard.record.shard(), successors));
+    }
     let led: BTreeMap<StoreId, usize> =
         plan.led.iter().map(|(&id, &led)| (id, led)).filter(|&(id, _)| plan.is_ready(id)).collect();
     let path = balance::path(&led, |from, to| {
-        let fits = |shard: &&&ShardView<'_>| {
-            shard.record.primary.store == from
-                && plan.successors(shard).any(|successor| successor == to)
-        };
-        movable.iter().find(fits).map(|shard| shard.record.shard())
+        let mut shards = shards_of.get(&from)?.iter();
+        shards.find(|(_, successors)| successors.contains(&to)).map(|&(shard, _)| shard)
     });
     // The last step of the path comes first, since it makes room for the one before it.
     let step = path.and_then(|steps| steps.first().copied());

@@ -167,38 +167,45 @@ pub(crate) fn by_id(stores: &[Store]) -> Stores<'_> {
     stores.iter().map(|store| (store.id, store)).collect()
 }
 
-/// The nearness of one store to the others of a set, `without` left out: the pairs that a set gains
-/// or loses by it.
-pub(crate) fn near_to(
-    stores: &Stores<'_>,
-    store: StoreId,
+/// The stores of a set, `without` left out. A store without a record is near to no other.
+pub(crate) fn known<'a>(
+    stores: &Stores<'a>,
     set: &[StoreId],
     without: Option<StoreId>,
-) -> Nearness {
-    let mut near = Nearness { zone_pairs: 0, host_pairs: 0 };
-    let Some(one) = stores.get(&store) else { return near };
-    let others = set.iter().filter(|&&other| other != store && Some(other) != without);
-    for other in others.filter_map(|id| stores.get(id)) {
-        if other.zone == one.zone {
+) -> Vec<&'a Store> {
+    let kept = set.iter().filter(|&&store| Some(store) != without);
+    kept.filter_map(|store| stores.get(store).copied()).collect()
+}
+
+impl Nearness {
+    const NONE: Self = Self { zone_pairs: 0, host_pairs: 0 };
+
+    /// The nearness of one store to others: the pairs that a set gains or loses by it.
+    pub(crate) fn to(one: &Store, others: &[&Store]) -> Self {
+        let mut near = Self::NONE;
+        for other in others.iter().filter(|other| other.id != one.id && other.zone == one.zone) {
             near.zone_pairs += 1;
             near.host_pairs += usize::from(other.host == one.host);
         }
+        near
     }
-    near
-}
 
-/// The nearness of the members of a set. A store without a record is near to no other.
-pub(crate) fn nearness(stores: &Stores<'_>, set: &[StoreId]) -> Nearness {
-    let known: Vec<&Store> = set.iter().filter_map(|id| stores.get(id).copied()).collect();
-    let pairs = known.iter().enumerate().flat_map(|(at, one)| {
-        known[at + 1..].iter().filter(|other| other.zone == one.zone).map(|other| (*one, *other))
-    });
-    let mut near = Nearness { zone_pairs: 0, host_pairs: 0 };
-    for (one, other) in pairs {
-        near.zone_pairs += 1;
-        near.host_pairs += usize::from(one.host == other.host);
+    /// The nearness of the members of a set.
+    pub(crate) fn of(set: &[&Store]) -> Self {
+        let mut near = Self::NONE;
+        for (at, one) in set.iter().enumerate() {
+            near = near.and(Self::to(one, &set[at + 1..]));
+        }
+        near
     }
-    near
+
+    /// The sum of both.
+    pub(crate) fn and(self, other: Self) -> Self {
+        Self {
+            zone_pairs: self.zone_pairs + other.zone_pairs,
+            host_pairs: self.host_pairs + other.host_pairs,
+        }
+    }
 }
 
 /// The set with `store` in place of `instead`.

@@ -5,7 +5,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::coordinator::planner::{Store, StoreState, Stores, balance, by_id, near_to, with};
+use crate::coordinator::planner::{
+    Nearness, Store, StoreState, Stores, balance, by_id, known, with,
+};
 use crate::ids::StoreId;
 use crate::shard_record::ShardRecord;
 
@@ -33,17 +35,17 @@ pub fn place(
     }
     let ids = by_id(&ready);
     let mut loads = counts(&ids, existing.iter().flat_map(|record| &record.target));
-    let mut co_placements = CoPlacements::default();
-    existing.iter().for_each(|record| co_placements.add(&record.target));
+    let mut sharing = Sharing::of(&ids);
+    existing.iter().for_each(|record| sharing.add(&record.target));
     let mut sets: Vec<Vec<StoreId>> = Vec::with_capacity(count);
     for _ in 0..count {
         let mut set = Vec::with_capacity(replicas);
         for _ in 0..replicas {
-            let chosen = emptiest(&ids, &loads, &co_placements, &set)?;
+            let chosen = emptiest(&ids, &loads, &sharing, &set)?;
             *loads.entry(chosen).or_default() += 1;
             set.push(chosen);
         }
-        co_placements.add(&set);
+        sharing.add(&set);
         sets.push(set);
     }
     level_replicas(&ids, &mut loads, &mut sets);
@@ -71,20 +73,38 @@ pub(super) fn counts<'a>(
 }
 
 /// The number of shards that each pair of stores shares.
-#[derive(Debug, Default)]
-struct CoPlacements(BTreeMap<(StoreId, StoreId), usize>);
+#[derive(Debug)]
+struct Sharing {
+    /// The place of each store in the table.
+    places: BTreeMap<StoreId, usize>,
+    /// One row for each store.
+    shards: Vec<usize>,
+}
 
-impl CoPlacements {
+impl Sharing {
+    fn of(stores: &Stores<'_>) -> Self {
+        let places: BTreeMap<_, _> = stores.keys().copied().zip(0..).collect();
+        Self { shards: vec![0; places.len() * places.len()], places }
+    }
+
+    /// Adds a shard on these stores.
     fn add(&mut self, set: &[StoreId]) {
-        for &one in set {
-            for &other in set.iter().filter(|&&other| other != one) {
-                *self.0.entry((one, other)).or_default() += 1;
+        let places: Vec<_> = set.iter().filter_map(|store| self.places.get(store)).collect();
+        for &one in &places {
+            for &other in places.iter().filter(|other| **other != one) {
+                self.shards[one * self.places.len() + other] += 1;
             }
         }
     }
 
-    fn with(&self, store: StoreId, set: &[StoreId]) -> usize {
-        set.iter().filter_map(|&other| self.0.get(&(store, other))).sum()
+    /// The number of shards that each store shares with those of a set, in the order of the stores.
+    fn with(&self, set: &[StoreId]) -> Vec<usize> {
+        let mut shared = vec![0; self.places.len()];
+        for at in set.iter().filter_map(|store| self.places.get(store)) {
+            let row = &self.shards[at * shared.len()..][..shared.len()];
+            shared.iter_mut().zip(row).for_each(|(sum, count)| *sum += count);
+        }
+        shared
     }
 }
 
@@ -96,17 +116,17 @@ impl CoPlacements {
 fn emptiest(
     stores: &Stores<'_>,
     loads: &BTreeMap<StoreId, usize>,
-    co_placements: &CoPlacements,
+    sharing: &Sharing,
     set: &[StoreId],
 ) -> Option<StoreId> {
-    let free = stores.values().filter(|store| !set.contains(&store.id));
-    let cost = |store: &&&Store| {
-        let near = near_to(stores, store.id, set, None);
-        let load = loads.get(&store.id).copied().unwrap_or(0);
-        let shared = co_placements.with(store.id, set);
-        (near, load, shared, std::cmp::Reverse(store.capacity), store.id)
+    let chosen = known(stores, set, None);
+    let each = stores.values().zip(loads.values()).zip(sharing.with(set));
+    let free = each.filter(|((store, _), _)| !set.contains(&store.id));
+    let cost = |((store, load), shared): &((&&Store, &usize), usize)| {
+        let near = Nearness::to(store, &chosen);
+        (near, **load, *shared, std::cmp::Reverse(store.capacity), store.id)
     };
-    free.min_by_key(cost).map(|store| store.id)
+    free.min_by_key(cost).map(|((store, _), _)| store.id)
 }
 
 fn level_replicas(
@@ -116,9 +136,10 @@ fn level_replicas(
 ) {
     // Each path lowers the sum of the squares of the loads, so this ends.
     loop {
-        let held = held_by(sets);
+        let held = held_by(stores, sets.iter().map(Vec::as_slice).enumerate());
         let steps = balance::path(loads, |from, to| {
-            held.get(&from)?.iter().copied().find(|&at| may_swap(stores, &sets[at], from, to))
+            let to = stores.get(&to)?;
+            held.get(&from)?.iter().find(|replica| replica.may_go(to)).map(|replica| replica.unit)
         });
         let Some(steps) = steps else { return };
         if let Some(count) = loads.get_mut(&steps[steps.len() - 1].from) {
@@ -133,24 +154,39 @@ fn level_replicas(
     }
 }
 
-/// The sets that each store is in.
-fn held_by(sets: &[Vec<StoreId>]) -> BTreeMap<StoreId, Vec<usize>> {
-    let mut held: BTreeMap<StoreId, Vec<usize>> = BTreeMap::new();
-    for (at, set) in sets.iter().enumerate() {
-        for &store in set {
-            held.entry(store).or_default().push(at);
+/// A replica, as far as its move matters.
+pub(super) struct HeldReplica<'a, T> {
+    /// Its set of replicas.
+    pub(super) unit: T,
+    /// The other stores of the set.
+    others: Vec<&'a Store>,
+    /// Its nearness to them.
+    near: Nearness,
+}
+
+impl<T> HeldReplica<'_, T> {
+    /// Returns whether it may go to this store: the set does not contain that, and stays at least
+    /// as far apart.
+    pub(super) fn may_go(&self, to: &Store) -> bool {
+        self.others.iter().all(|other| other.id != to.id)
+            && Nearness::to(to, &self.others) <= self.near
+    }
+}
+
+/// The replicas that each store holds, in the order of the sets.
+pub(super) fn held_by<'a, 's, T: Copy>(
+    stores: &Stores<'a>,
+    sets: impl Iterator<Item = (T, &'s [StoreId])>,
+) -> BTreeMap<StoreId, Vec<HeldReplica<'a, T>>> {
+    let mut held: BTreeMap<StoreId, Vec<_>> = BTreeMap::new();
+    for (unit, set) in sets {
+        for &id in set {
+            let others = known(stores, set, Some(id));
+            let near = stores.get(&id).map_or(Nearness::NONE, |one| Nearness::to(one, &others));
+            held.entry(id).or_default().push(HeldReplica { unit, others, near });
         }
     }
     held
-}
-
-/// Returns whether `to` may take the place of `from` in the set: the set contains `from` and not
-/// `to`, and stays at least as far apart.
-pub(super) fn may_swap(stores: &Stores<'_>, set: &[StoreId], from: StoreId, to: StoreId) -> bool {
-    if !set.contains(&from) || set.contains(&to) {
-        return false;
-    }
-    near_to(stores, to, set, Some(from)) <= near_to(stores, from, set, None)
 }
 
 /// Chooses one primary for each set, so that no store leads more than one shard more than another,

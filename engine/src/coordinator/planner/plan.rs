@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::coordinator::planner::placement::counts;
 use crate::coordinator::planner::{
-    PlannedChange, PlannerLimits, Store, StoreState, Stores, by_id, near_to,
+    Nearness, PlannedChange, PlannerLimits, Store, StoreState, Stores, by_id, known,
 };
 use crate::ids::{ShardId, StoreId};
 use crate::shard_record::ShardRecord;
@@ -180,8 +180,9 @@ impl<'a> PlanBuilder<'a> {
     ) -> Option<StoreId> {
         let ready = self.stores.values().filter(|store| store.state == StoreState::Ready);
         let free = ready.filter(|store| !set.contains(&store.id) && will_do(store.id));
+        let others = known(&self.stores, set, None);
         let cost = |store: &&&Store| {
-            let near = near_to(&self.stores, store.id, set, None);
+            let near = Nearness::to(store, &others);
             (near, self.loads[&store.id], std::cmp::Reverse(store.capacity), store.id)
         };
         free.min_by_key(cost).map(|store| store.id)

@@ -1,27 +1,26 @@
 //! Replacement of missing copies: new copies for places in targets that are empty, or whose store
 //! will not come back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::coordinator::planner::plan::{PlanBuilder, wants};
-use crate::coordinator::planner::{PlannedChange, Stores, balance, near_to};
+use crate::coordinator::planner::{Nearness, PlannedChange, Store, StoreState, balance, known};
 use crate::ids::StoreId;
 use crate::shard_record::ShardRecord;
 
 /// A place in a target, and the store that it is planned for.
 struct Vacancy<'a> {
     record: &'a ShardRecord,
-    kept: Vec<StoreId>,
+    kept: Vec<&'a Store>,
     instead: Option<StoreId>,
-    store: StoreId,
+    store: &'a Store,
 }
 
 impl Vacancy<'_> {
-    /// Returns whether the place may go from `from`, for which it is planned, to `to`, which would
-    /// do as well.
-    fn may_go(&self, stores: &Stores<'_>, from: StoreId, to: StoreId) -> bool {
-        let near = |store| near_to(stores, store, &self.kept, None);
-        self.store == from && !wants(self.record, to) && near(to) <= near(from)
+    /// Returns whether the place may go to a store that would do as well as the planned one.
+    fn may_go(&self, to: &Store) -> bool {
+        let near = |store| Nearness::to(store, &self.kept);
+        !wants(self.record, to.id) && near(to) <= near(self.store)
     }
 }
 
@@ -40,42 +39,51 @@ pub(super) fn rebuild(plan: &mut PlanBuilder<'_>) {
         let record = shard.record;
         if let Some(instead) = plan.vacancy(record)
             && !plan.changed.contains(&record.shard())
-            && let kept = plan.kept(record)
+            && let kept = known(&plan.stores, &plan.kept(record), None)
             && let Some(store) = emptiest(plan, &loads, record, &kept)
         {
-            *loads.entry(store).or_default() += 1;
+            *loads.entry(store.id).or_default() += 1;
             vacancies.push(Vacancy { record, kept, instead, store });
         }
     }
+    // The vacancies that are planned for each store, by their index.
+    let mut planned: BTreeMap<StoreId, BTreeSet<usize>> = BTreeMap::new();
+    for (at, vacancy) in vacancies.iter().enumerate() {
+        planned.entry(vacancy.store.id).or_default().insert(at);
+    }
     while let Some(steps) = balance::path(&loads, |from, to| {
-        vacancies.iter().position(|vacancy| vacancy.may_go(&plan.stores, from, to))
+        let to = plan.stores.get(&to)?;
+        planned.get(&from)?.iter().copied().find(|&at| vacancies[at].may_go(to))
     }) {
         for step in steps {
-            vacancies[step.unit].store = step.to;
+            if let Some(store) = plan.stores.get(&step.to) {
+                vacancies[step.unit].store = store;
+            }
+            planned.entry(step.from).or_default().remove(&step.unit);
+            planned.entry(step.to).or_default().insert(step.unit);
             *loads.entry(step.from).or_default() -= 1;
             *loads.entry(step.to).or_default() += 1;
         }
     }
     for Vacancy { record, instead, store, .. } in vacancies {
-        if plan.may_come(store) {
-            let shard = record.shard();
+        if plan.may_come(store.id) {
+            let (shard, store) = (record.shard(), store.id);
             plan.extend(Some(PlannedChange::Recruit { shard, store, instead }));
         }
     }
 }
 
 /// The best store for a new copy, by these loads.
-fn emptiest(
-    plan: &PlanBuilder<'_>,
+fn emptiest<'a>(
+    plan: &PlanBuilder<'a>,
     loads: &BTreeMap<StoreId, usize>,
     record: &ShardRecord,
-    kept: &[StoreId],
-) -> Option<StoreId> {
-    let free = loads.iter().filter(|(store, _)| !wants(record, **store));
-    let cost = |(store, load): &(&StoreId, &usize)| {
-        let capacity = plan.stores.get(store).map_or(0, |store| store.capacity);
-        let near = near_to(&plan.stores, **store, kept, None);
-        (near, **load, std::cmp::Reverse(capacity), **store)
+    kept: &[&Store],
+) -> Option<&'a Store> {
+    let ready = plan.stores.values().filter(|store| store.state == StoreState::Ready);
+    let free = ready.zip(loads.values()).filter(|(store, _)| !wants(record, store.id));
+    let cost = |(store, load): &(&&Store, &usize)| {
+        (Nearness::to(store, kept), **load, std::cmp::Reverse(store.capacity), store.id)
     };
-    free.min_by_key(cost).map(|(&store, _)| store)
+    free.min_by_key(cost).map(|(store, _)| *store)
 }

@@ -1,0 +1,173 @@
+//! Measures the planner: milliseconds for a plan of a large cluster, in each of several situations.
+//!
+//! `cargo run --profile ci -p tests --bin planner-speed`
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::time::Instant;
+
+use engine::batcher::shard_map::ranges;
+use engine::coordinator::planner::{
+    PlannedChange, PlannerInput, PlannerLimits, ShardView, Store, StoreState, changes, place,
+};
+use engine::ids::{Boot, Epoch, StoreBoot, StoreId, Version};
+use engine::shard_record::ShardRecord;
+
+const NODES: u128 = 200;
+const SHARDS: u32 = 4_096;
+const REPLICAS: usize = 3;
+/// A plan is made again and again, and its changes carried out, up to this often.
+const ROUNDS_MAX: usize = 2_000;
+
+fn main() -> std::io::Result<()> {
+    let mut out = std::io::stdout();
+    for zones in [1, 3, 5] {
+        let nodes = |count| (1..=count).map(|number| node(number, zones)).collect::<Vec<_>>();
+        let begun = Instant::now();
+        let mut cluster = Cluster::new(nodes(NODES));
+        let first = begun.elapsed();
+        writeln!(out, "{NODES} nodes in {zones} zones, {SHARDS} shards: first map {first:.0?}")?;
+        writeln!(out, "  at rest: {}", cluster.settle())?;
+        cluster.stores = nodes(NODES + 20);
+        writeln!(out, "  20 nodes join: {}", cluster.settle())?;
+        cluster.stores.iter_mut().take(20).for_each(|store| store.state = StoreState::Draining);
+        writeln!(out, "  20 nodes drain: {}", cluster.settle())?;
+        let zone = cluster.stores[30].zone.clone();
+        let gone = cluster.stores.iter_mut().filter(|store| store.zone == zone).take(60);
+        gone.for_each(|store| store.state = StoreState::Gone);
+        writeln!(
+            out,
+            "  60 nodes, of one zone if there are several, are lost: {}",
+            cluster.settle()
+        )?;
+    }
+    Ok(())
+}
+
+fn node(number: u128, zones: u128) -> Store {
+    Store {
+        id: StoreId(number),
+        zone: format!("zone-{}", number % zones),
+        host: format!("host-{number}"),
+        capacity: 1 << 40,
+        state: StoreState::Ready,
+    }
+}
+
+/// A cluster in which a plan is carried out at once: learners join, and lost members leave.
+struct Cluster {
+    stores: Vec<Store>,
+    shards: Vec<ShardRecord>,
+}
+
+/// The plans that were made until there was nothing left to do.
+struct Settled {
+    plans: usize,
+    changes: usize,
+    slowest_ms: f64,
+    mean_ms: f64,
+    loads: (usize, usize),
+    is_at_rest: bool,
+}
+
+impl std::fmt::Display for Settled {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { plans, changes, slowest_ms, mean_ms, loads: (least, most), is_at_rest } = self;
+        let rest = if *is_at_rest { "" } else { ", and not at rest yet" };
+        write!(
+            out,
+            "{plans} plans of {mean_ms:.1} ms, slowest {slowest_ms:.1} ms; {changes} changes; \
+             {least} to {most} replicas per node{rest}"
+        )
+    }
+}
+
+impl Cluster {
+    fn new(stores: Vec<Store>) -> Self {
+        let placed = place(&stores, &[], SHARDS as usize, REPLICAS).expect("there are many nodes");
+        let record =
+            |(slots, placement): (_, engine::coordinator::planner::Placement)| ShardRecord {
+                slots,
+                epoch: Epoch(1),
+                version: Version(1),
+                primary: StoreBoot { store: placement.primary, boot: Boot(1) },
+                isr: placement.replicas.clone(),
+                target: placement.replicas,
+                ..ShardRecord::default()
+            };
+        Self { shards: ranges(SHARDS).zip(placed).map(record).collect(), stores }
+    }
+
+    /// Makes plans and carries them out until nothing is left to do.
+    fn settle(&mut self) -> Settled {
+        let (mut plans, mut count, mut slowest, mut sum) = (0, 0, 0.0_f64, 0.0);
+        let mut is_at_rest = false;
+        while plans < ROUNDS_MAX && !is_at_rest {
+            let begun = Instant::now();
+            let changes = self.plan();
+            let ms = begun.elapsed().as_secs_f64() * 1e3;
+            (plans, slowest, sum) = (plans + 1, slowest.max(ms), sum + ms);
+            count += changes.len();
+            is_at_rest = changes.is_empty();
+            self.carry_out(&changes);
+        }
+        let loads = self.loads();
+        Settled {
+            plans,
+            changes: count,
+            slowest_ms: slowest,
+            mean_ms: sum / plans as f64,
+            loads: (
+                loads.values().min().copied().unwrap_or(0),
+                loads.values().max().copied().unwrap_or(0),
+            ),
+            is_at_rest,
+        }
+    }
+
+    fn plan(&self) -> Vec<PlannedChange> {
+        let shard = |record| ShardView { record, free: true, unable: Vec::new() };
+        let shards: Vec<ShardView<'_>> = self.shards.iter().map(shard).collect();
+        changes(&PlannerInput {
+            stores: &self.stores,
+            shards: &shards,
+            replicas: REPLICAS,
+            min_in_sync: 2,
+            limits: PlannerLimits::default(),
+            hold: false,
+            quiet: true,
+        })
+    }
+
+    fn carry_out(&mut self, changes: &[PlannedChange]) {
+        let states: BTreeMap<_, _> = self.stores.iter().map(|it| (it.id, it.state)).collect();
+        let is_gone = |store: &StoreId| states.get(store) == Some(&StoreState::Gone);
+        let changes: BTreeMap<_, _> =
+            changes.iter().map(|change| (change.shard(), change)).collect();
+        for record in &mut self.shards {
+            if let Some(change) = changes.get(&record.shard()) {
+                *record = change.apply(record, 2);
+                if let PlannedChange::HandOver { to, .. } = change {
+                    record.primary.store = *to;
+                }
+            }
+            record.isr.append(&mut record.learners);
+            record.isr.sort();
+            if is_gone(&record.primary.store)
+                && let Some(&successor) = record.isr.iter().find(|store| !is_gone(store))
+            {
+                record.primary.store = successor;
+            }
+            if record.isr.len() > 2 {
+                record.isr.retain(|store| !is_gone(store));
+            }
+        }
+    }
+
+    /// The replicas of each node that may have some.
+    fn loads(&self) -> BTreeMap<StoreId, usize> {
+        let ready = self.stores.iter().filter(|store| store.state == StoreState::Ready);
+        let held = |id| self.shards.iter().filter(|record| record.target.contains(&id)).count();
+        ready.map(|store| (store.id, held(store.id))).collect()
+    }
+}
