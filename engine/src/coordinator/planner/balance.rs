@@ -134,4 +134,20 @@ mod tests {
     fn from_the_next_when_the_fullest_is_stuck() {
         check(&[(1, 9), (2, 3), (3, 1)], &[(2, 3)], Some(&[(2, 3)]));
     }
+
+    #[test]
+    fn a_dead_end_is_searched_once() {
+        // 1 and 2 reach each other and 3, from which there is no way on; 4 is empty.
+        let loads = [(1, 9), (2, 9), (3, 9), (4, 0)].map(|(n, load)| (id(n), load)).into();
+        let searched = std::cell::RefCell::new(Vec::new());
+        let step = |from: StoreId, to: StoreId| {
+            searched.borrow_mut().push(from.0);
+            (from.0 != 3 && to.0 != 4).then_some(())
+        };
+        let mut dead_ends = BTreeSet::new();
+        assert_eq!(path_past(&mut dead_ends, &loads, step), None);
+        assert_eq!(searched.take(), [1, 1, 1, 2, 3]);
+        assert_eq!(path_past(&mut dead_ends, &loads, step), None);
+        assert_eq!(searched.take(), []);
+    }
 }
