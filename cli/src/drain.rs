@@ -30,7 +30,8 @@ pub(crate) struct Args {
     /// Cancel the drain: the node may hold shards again
     #[arg(long)]
     undo: bool,
-    /// Drain although too few nodes or zones are left: a copy without a place moves once a node joins
+    /// Drain although too few nodes are left, so that copies without a place move once a node joins,
+    /// or too few zones, so that two copies of a shard share one
     #[arg(long, conflicts_with = "undo")]
     wait: bool,
     /// Return at once instead of when the node is empty
@@ -81,11 +82,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<CommandExit> {
         if !args.wait
             && let Some(why) = node.obstacle().await?
         {
-            note!(
-                "error: {why}. Nothing was changed: start another node first, or add --wait to \
-                 drain {} all the same",
-                node.name
-            );
+            note!("error: {why}. Nothing was changed: --wait drains {} all the same", node.name);
             return Ok(CommandExit::Failed);
         }
         node.drain().await?;
@@ -182,8 +179,8 @@ impl DrainTarget {
         Ok((leads, shards.iter().filter(holds).count()))
     }
 
-    /// Returns why the node can't be emptied with the nodes that there are now, if it can't. A node
-    /// that drains already is not in question.
+    /// Returns why the node can't be emptied with the nodes that there are now, or only at the cost
+    /// of a zone. A node that drains already is not in question.
     async fn obstacle(&self) -> anyhow::Result<Option<String>> {
         let Some(meta) = self.metastore.get::<Meta>(&()).await? else { return Ok(None) };
         let drains = self.metastore.list::<DrainIntent>().await?.all;
@@ -208,21 +205,21 @@ impl DrainTarget {
     }
 }
 
-/// Returns why a node of the zone `own` can't be emptied, if `others` are the zones of the nodes
-/// that may take its copies.
+/// Returns why a node of the zone `own` should not be emptied, if `others` are the zones of the
+/// nodes that may take its copies.
 fn obstacle(name: &str, own: &str, others: &[&str], replicas: usize) -> Option<String> {
     if others.len() < replicas {
         return Some(format!(
             "{name} cannot be emptied: --replicas is {replicas}, and the number of other nodes that \
-             can hold copies is {}",
+             can hold copies is {}: start another node first",
             others.len()
         ));
     }
     let zones: BTreeSet<&str> = others.iter().copied().collect();
     (zones.len() + 1 == replicas && !zones.contains(own)).then(|| {
         format!(
-            "{name} is the only node of zone {own:?}: without it two copies of each shard would be \
-             in one zone"
+            "no other running node is in zone {own:?}: without {name} two copies of each shard \
+             would be in one zone; start a node there, or in a new zone, first"
         )
     })
 }
@@ -296,7 +293,7 @@ mod tests {
         );
         check_obstacle("a", &["b"], Some("can hold copies is 1"));
         check_obstacle("", &["", "", ""], None);
-        check_obstacle("c", &["a", "a", "b"], Some("the only node of zone \"c\""));
+        check_obstacle("c", &["a", "a", "b"], Some("no other running node is in zone \"c\""));
         check_obstacle("c", &["a", "b", "c"], None);
         // Copies share a zone already, or there are zones to spare.
         check_obstacle("b", &["a", "a", "a"], None);

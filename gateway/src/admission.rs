@@ -39,34 +39,46 @@ impl Drop for Waiting<'_> {
     }
 }
 
+/// A request that was admitted. Dropped, it gives its room back.
+pub(crate) struct Admitted<'a> {
+    admission: &'a Admission,
+    taken: usize,
+}
+
+impl Admitted<'_> {
+    /// Notes that the batcher gets the request: the next turn counts what it takes.
+    pub(crate) fn submitted(mut self) {
+        self.taken = 0;
+    }
+}
+
+impl Drop for Admitted<'_> {
+    fn drop(&mut self) {
+        self.admission.set_room(self.admission.room.get() + self.taken);
+    }
+}
+
 impl Admission {
-    /// Sets the room, at the end of a turn.
+    /// Sets the room, as it is at the end of a turn.
     pub(crate) fn set_room(&self, bytes: usize) {
         self.room.set(bytes);
         self.wake_first();
     }
 
-    /// Waits until a request that will take about `bytes` is admitted. Returns `false` if it is not
+    /// Waits until a request that will take about `bytes` is admitted. Returns `None` if it is not
     /// before `until`. The last one admitted may take more than there is room.
-    pub(crate) async fn admit(&self, bytes: usize, until: Instant) -> bool {
+    pub(crate) async fn admit(&self, bytes: usize, until: Instant) -> Option<Admitted<'_>> {
         if self.room.get() == 0 || self.waiting.get() > 0 {
-            let waiting = Waiting::begin(&self.waiting);
-            let has_room = async {
-                // A wake-up may come when the room is taken again.
-                while {
-                    self.first.notified().await;
-                    self.woken.set(false);
-                    self.room.get() == 0
-                } {}
-            };
-            if timeout_at(until, has_room).await.is_err() {
-                return false;
-            }
-            drop(waiting);
+            let _waiting = Waiting::begin(&self.waiting);
+            timeout_at(until, self.first.notified()).await.ok()?;
+            // A request that was woken is admitted even if the room has been taken since: it must
+            // not wait behind those that came later.
+            self.woken.set(false);
         }
-        self.room.set(self.room.get().saturating_sub(bytes));
+        let taken = bytes.min(self.room.get());
+        self.room.set(self.room.get() - taken);
         self.wake_first();
-        true
+        Some(Admitted { admission: self, taken })
     }
 
     fn wake_first(&self) {
@@ -87,13 +99,14 @@ mod tests {
 
     /// Requests of 10 bytes each, in the order of their arrival. `None`: admitted, or given up.
     #[derive(Default)]
-    struct Requests<'a>(Vec<Option<Pin<Box<dyn Future<Output = bool> + 'a>>>>);
+    struct Requests<'a>(Vec<Option<Pin<Box<dyn Future<Output = Option<()>> + 'a>>>>);
 
     impl<'a> Requests<'a> {
         /// Returns whether the request is admitted at once.
         fn arrive(&mut self, admission: &'a Admission) -> bool {
             let until = Instant::now() + Duration::from_secs(3600);
-            self.0.push(Some(Box::pin(admission.admit(10, until))));
+            let admitted = async move { admission.admit(10, until).await.map(Admitted::submitted) };
+            self.0.push(Some(Box::pin(admitted)));
             self.runs(self.0.len() - 1)
         }
 
@@ -157,13 +170,42 @@ mod tests {
         admission.set_room(10);
         requests.give_up(2);
         assert_eq!(requests.run(), [3]);
-        // So does the last one, and another one comes when there is no room left.
+        // So does the last one: the next one that waits is woken in its place.
         admission.set_room(10);
         requests.give_up(4);
         admission.set_room(0);
+        assert!(requests.arrive(&admission));
         assert!(!requests.arrive(&admission));
         requests.turn(&admission, 0, &[]);
-        requests.turn(&admission, 10, &[5]);
+        requests.turn(&admission, 10, &[6]);
+    }
+
+    /// The turn that follows the first one finds that there is no room for another.
+    #[tokio::test]
+    async fn one_that_was_woken_does_not_go_to_the_end() {
+        let admission = Admission::default();
+        let mut requests = Requests::default();
+        (0..4).for_each(|_| assert!(!requests.arrive(&admission)));
+        admission.set_room(15);
+        assert!(requests.runs(0));
+        admission.set_room(0);
+        assert_eq!(requests.run(), [1]);
+        requests.turn(&admission, 20, &[2, 3]);
+    }
+
+    /// It is malformed, say: no turn will count it.
+    #[tokio::test]
+    async fn one_that_does_not_reach_the_batcher_gives_its_room_back() {
+        let admission = Admission::default();
+        admission.set_room(15);
+        let mut requests = Requests::default();
+        let long = admission.admit(100, Instant::now()).await;
+        assert!(long.is_some());
+        assert!(!requests.arrive(&admission), "the first one has all the room");
+        drop(long);
+        assert_eq!(requests.run(), [0]);
+        assert!(requests.arrive(&admission), "5 of the 15 bytes are left");
+        assert!(!requests.arrive(&admission));
     }
 
     #[tokio::test]
@@ -181,8 +223,9 @@ mod tests {
     #[tokio::test]
     async fn a_request_waits_no_longer_than_it_may() {
         let admission = Admission::default();
-        assert!(!admission.admit(10, Instant::now()).await);
+        assert!(admission.admit(10, Instant::now()).await.is_none());
         admission.set_room(1);
-        assert!(admission.admit(10, Instant::now()).await, "what need not wait is not late");
+        let admitted = admission.admit(10, Instant::now()).await;
+        assert!(admitted.is_some(), "what need not wait is not late");
     }
 }

@@ -49,6 +49,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant as TokioInstant, MissedTickBehavior};
 use tracing::debug;
 
+use crate::admission::Admitted;
 use crate::browser::{self, Allowed, Origins};
 use crate::failure;
 use crate::lingering_close::LingeringStream;
@@ -414,9 +415,12 @@ impl HttpServer {
             }
             Route::IncrementMany { namespace } => {
                 let body = self.read_body(body, reservation, deadline).await?;
-                self.admit(body.len(), deadline).await?;
+                let admitted = self.admit(body.len(), deadline).await?;
                 let body = BatchBody { namespace: &namespace, body_type, body: &body };
                 let batch = body.parse(|bytes| reservation.add(bytes))?;
+                if !batch.ops.is_empty() {
+                    admitted.submitted();
+                }
                 let token = token_of(Scope::Batch, batch.rejected_hash());
                 Ok(self.write_many(batch, token, body, deadline).await)
             }
@@ -425,13 +429,19 @@ impl HttpServer {
     }
 
     /// Waits until there is room for the operations in a body of this size.
-    async fn admit(&self, body_bytes: usize, deadline: Now) -> Result<(), Problem> {
+    async fn admit(&self, body_bytes: usize, deadline: Now) -> Result<Admitted<'_>, Problem> {
         let until = deadline.min(self.mailbox.now().plus_ms(ADMISSION_MS_MAX));
         let (bytes, until) = (body_bytes * PARSED_BYTES, self.mailbox.timer_at(until));
-        match self.mailbox.admission.admit(bytes, until).await {
-            true => Ok(()),
-            false => Err(failure::of_write(Failure::QueueFull)),
-        }
+        let mut ending = self.ending.subscribe();
+        let failure = tokio::select! {
+            biased;
+            admitted = self.mailbox.admission.admit(bytes, until) => match admitted {
+                Some(admitted) => return Ok(admitted),
+                None => Failure::QueueFull,
+            },
+            _ = ending.wait_for(|&ending| ending) => Failure::Stopping,
+        };
+        Err(failure::of_write(failure))
     }
 
     /// The problem of a request that is refused because the queue is full. All other reasons come

@@ -354,6 +354,7 @@ pub(crate) async fn run_turns(
     driver: impl TurnDriver,
 ) {
     let mut timer = pin!(TurnTimer::new());
+    mailbox.admission.set_room(batcher.room());
     let (mut events, mut effects) = (Vec::new(), Vec::new());
     loop {
         if let Some(deadline) = batcher.next_deadline() {

@@ -505,7 +505,7 @@ impl Batcher {
     /// wait before it parses them.
     pub fn room(&self) -> usize {
         let max = self.settings.room_bytes;
-        max.saturating_sub(self.queues.spread_bytes(max))
+        max.saturating_sub(self.queues.spread_bytes(max, self.map().iter().len()))
     }
 
     /// The counters since the start.

@@ -56,15 +56,14 @@ impl ShardQueues {
     }
 
     /// The bytes of all queues. If they are `bytes_max` or more, a queue counts for no more than
-    /// one and a half times its even share of that: a few shards that take nothing, such as those
-    /// of a dead node, do not use up what there is for all.
-    pub(super) fn spread_bytes(&self, bytes_max: usize) -> usize {
+    /// one and a half times the even share of each of `shards`: a few shards that take nothing,
+    /// such as those of a node that hangs, do not use up what there is for all.
+    pub(super) fn spread_bytes(&self, bytes_max: usize, shards: usize) -> usize {
         if self.bytes < bytes_max {
             return self.bytes;
         }
-        let bytes = || self.queues.values().map(|queue| queue.bytes()).filter(|&bytes| bytes > 0);
-        let share = bytes_max / 2 * 3 / bytes().count().max(1);
-        bytes().map(|bytes| bytes.min(share)).sum()
+        let share = bytes_max / 2 * 3 / shards.max(1);
+        self.queues.values().map(|queue| queue.bytes().min(share)).sum()
     }
 
     /// Returns whether these shards have at least so many operations to send.

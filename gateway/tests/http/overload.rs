@@ -51,3 +51,19 @@ fn a_large_request_waits_for_room_and_is_refused_as_a_whole() {
         assert_eq!(cluster.nodes[0].value("ns", key.as_bytes()), 1 + applied as i128);
     }
 }
+
+/// A body that is refused after it was admitted leaves nothing behind: the next one does not wait.
+#[test]
+fn a_malformed_body_takes_no_room() {
+    let mut cluster = Cluster::without_gateway(1);
+    cluster.start_gateway_with(|options| {
+        (options.workers, options.memory_bytes) = (Some(1), 256 << 20);
+    });
+    cluster.ready();
+    let mut client = cluster.client();
+    let lines = "key\n".repeat(100_001);
+    for body in [lines.as_bytes(), &vec![b'?'; 4 << 20], b""] {
+        assert_ne!(client.call(INCREMENT, &[TEXT], body).status, 429);
+        assert_eq!(client.call(INCREMENT, &[TEXT], b"key\n").status, 200);
+    }
+}
