@@ -30,8 +30,8 @@ pub(crate) struct Args {
     /// Cancel the drain: the node may hold shards again
     #[arg(long)]
     undo: bool,
-    /// Drain although too few nodes are left, so that copies without a place move once a node joins,
-    /// or too few zones, so that two copies of a shard share one
+    /// Drain although too few nodes are left, so that copies without a place move once a node
+    /// joins, or too few zones, so that two copies of a shard share one
     #[arg(long, conflicts_with = "undo")]
     wait: bool,
     /// Return at once instead of when the node is empty
@@ -210,8 +210,8 @@ impl DrainTarget {
 fn obstacle(name: &str, own: &str, others: &[&str], replicas: usize) -> Option<String> {
     if others.len() < replicas {
         return Some(format!(
-            "{name} cannot be emptied: --replicas is {replicas}, and the number of other nodes that \
-             can hold copies is {}: start another node first",
+            "{name} cannot be emptied: --replicas is {replicas}, and the number of other nodes \
+             that can hold copies is {}: start another node first",
             others.len()
         ));
     }

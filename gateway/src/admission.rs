@@ -24,35 +24,35 @@ pub(crate) struct Admission {
 }
 
 /// Counts a request as waiting, until dropped.
-struct Waiting<'a>(&'a Cell<usize>);
+struct WaitingCount<'a>(&'a Cell<usize>);
 
-impl<'a> Waiting<'a> {
+impl<'a> WaitingCount<'a> {
     fn begin(waiting: &'a Cell<usize>) -> Self {
         waiting.set(waiting.get() + 1);
         Self(waiting)
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for WaitingCount<'_> {
     fn drop(&mut self) {
         self.0.set(self.0.get() - 1);
     }
 }
 
 /// A request that was admitted. Dropped, it gives its room back.
-pub(crate) struct Admitted<'a> {
+pub(crate) struct AdmittedRequest<'a> {
     admission: &'a Admission,
     taken: usize,
 }
 
-impl Admitted<'_> {
+impl AdmittedRequest<'_> {
     /// Notes that the batcher gets the request: the next turn counts what it takes.
     pub(crate) fn submitted(mut self) {
         self.taken = 0;
     }
 }
 
-impl Drop for Admitted<'_> {
+impl Drop for AdmittedRequest<'_> {
     fn drop(&mut self) {
         self.admission.set_room(self.admission.room.get() + self.taken);
     }
@@ -67,9 +67,9 @@ impl Admission {
 
     /// Waits until a request that will take about `bytes` is admitted. Returns `None` if it is not
     /// before `until`. The last one admitted may take more than there is room.
-    pub(crate) async fn admit(&self, bytes: usize, until: Instant) -> Option<Admitted<'_>> {
+    pub(crate) async fn admit(&self, bytes: usize, until: Instant) -> Option<AdmittedRequest<'_>> {
         if self.room.get() == 0 || self.waiting.get() > 0 {
-            let _waiting = Waiting::begin(&self.waiting);
+            let _waiting = WaitingCount::begin(&self.waiting);
             timeout_at(until, self.first.notified()).await.ok()?;
             // A request that was woken is admitted even if the room has been taken since: it must
             // not wait behind those that came later.
@@ -78,7 +78,7 @@ impl Admission {
         let taken = bytes.min(self.room.get());
         self.room.set(self.room.get() - taken);
         self.wake_first();
-        Some(Admitted { admission: self, taken })
+        Some(AdmittedRequest { admission: self, taken })
     }
 
     fn wake_first(&self) {
@@ -105,7 +105,8 @@ mod tests {
         /// Returns whether the request is admitted at once.
         fn arrive(&mut self, admission: &'a Admission) -> bool {
             let until = Instant::now() + Duration::from_secs(3600);
-            let admitted = async move { admission.admit(10, until).await.map(Admitted::submitted) };
+            let admitted =
+                async move { admission.admit(10, until).await.map(AdmittedRequest::submitted) };
             self.0.push(Some(Box::pin(admitted)));
             self.runs(self.0.len() - 1)
         }

@@ -49,7 +49,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant as TokioInstant, MissedTickBehavior};
 use tracing::debug;
 
-use crate::admission::Admitted;
+use crate::admission::AdmittedRequest;
 use crate::browser::{self, Allowed, Origins};
 use crate::failure;
 use crate::lingering_close::LingeringStream;
@@ -429,7 +429,11 @@ impl HttpServer {
     }
 
     /// Waits until there is room for the operations in a body of this size.
-    async fn admit(&self, body_bytes: usize, deadline: Now) -> Result<Admitted<'_>, Problem> {
+    async fn admit(
+        &self,
+        body_bytes: usize,
+        deadline: Now,
+    ) -> Result<AdmittedRequest<'_>, Problem> {
         let until = deadline.min(self.mailbox.now().plus_ms(ADMISSION_MS_MAX));
         let (bytes, until) = (body_bytes * PARSED_BYTES, self.mailbox.timer_at(until));
         let mut ending = self.ending.subscribe();

@@ -68,9 +68,10 @@ pub(crate) fn divide(
 }
 
 impl Shares {
-    /// The settings of a worker's batcher. From an eighth of its limit on, 32 MiB at most, large requests wait
-    /// until there is room; from half of it on, shards with more than their share of the queue are
-    /// refused in favour of the others; at the limit, no more requests are read from clients.
+    /// The settings of a worker's batcher. From an eighth of its limit on, 32 MiB at most, large
+    /// requests wait until there is room; from half of it on, shards with more than their share of
+    /// the queue are refused in favour of the others; at the limit, no more requests are read from
+    /// clients.
     pub(crate) fn settings(&self, linger_us: u64) -> Settings {
         let usual = Settings::default();
         let half = self.operation_bytes_max / 2;

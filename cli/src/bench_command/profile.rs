@@ -340,7 +340,7 @@ fn sweep() -> Vec<ProfileRow> {
         let system = RowSystem::Dkc(ClusterShape { shards, ..USUAL });
         add("shards", Some(f64::from(shards)), shards.to_string(), system, base());
     }
-    // What a large key space leaves in its cluster would burden the rows after it.
+    // The keys come last: a large key space would burden the rows that share its cluster.
     for keys in [1000, 10_000, 100_000, MILLION, 10 * MILLION, 100 * MILLION] {
         let shape = LoadShape { keys, ..base() };
         add("keys", Some(keys as f64), keys.to_string(), OURS, shape);

@@ -24,7 +24,7 @@ fn main() -> std::io::Result<()> {
     for zones in [1, 3, 5] {
         let nodes = |count| (1..=count).map(|number| node(number, zones)).collect::<Vec<_>>();
         let begun = Instant::now();
-        let mut cluster = Cluster::new(nodes(NODES));
+        let mut cluster = PlannedCluster::new(nodes(NODES));
         let first = begun.elapsed();
         writeln!(out, "{NODES} nodes in {zones} zones, {SHARDS} shards: first map {first:.0?}")?;
         writeln!(out, "  at rest: {}", cluster.settle(PLANS_MAX))?;
@@ -55,7 +55,7 @@ fn node(number: u128, zones: u128) -> Store {
 }
 
 /// A cluster in which a plan is carried out at once: learners join, and lost members leave.
-struct Cluster {
+struct PlannedCluster {
     stores: Vec<Store>,
     shards: Vec<ShardRecord>,
 }
@@ -82,7 +82,7 @@ impl std::fmt::Display for Settled {
     }
 }
 
-impl Cluster {
+impl PlannedCluster {
     fn new(stores: Vec<Store>) -> Self {
         let placed = place(&stores, &[], SHARDS as usize, REPLICAS).expect("there are many nodes");
         let record =
@@ -176,12 +176,12 @@ impl Cluster {
 mod tests {
     use super::*;
 
-    /// It takes some 30 ms, in the thread that promotes. A search that begins anew for each move, or
-    /// looks through all shards for each pair of nodes, takes seconds.
+    /// A plan takes some 30 ms, in the thread that promotes. A search that begins anew for each
+    /// move, or looks through all shards for each pair of nodes, takes seconds.
     #[test]
     fn a_plan_for_hundreds_of_nodes_takes_a_fraction_of_a_second() {
         let nodes = |count| (1..=count).map(|number| node(number, 3)).collect::<Vec<_>>();
-        let mut cluster = Cluster::new(nodes(NODES));
+        let mut cluster = PlannedCluster::new(nodes(NODES));
         assert_eq!(cluster.settle(1).changes, 0);
         cluster.stores = nodes(NODES + 20);
         let joining = cluster.settle(3);

@@ -156,11 +156,11 @@ fn level_replicas(
 
 /// A replica, as far as its move matters.
 pub(super) struct HeldReplica<'a, T> {
-    /// Its set of replicas.
+    /// The set of replicas that it is in.
     pub(super) unit: T,
     /// The other stores of the set.
     others: Vec<&'a Store>,
-    /// Its nearness to them.
+    /// The nearness of its store to them.
     near: Nearness,
 }
 
