@@ -99,14 +99,16 @@ mod tests {
 
     /// Requests of 10 bytes each, in the order of their arrival. `None`: admitted, or given up.
     #[derive(Default)]
-    struct Requests<'a>(Vec<Option<Pin<Box<dyn Future<Output = Option<()>> + 'a>>>>);
+    struct Requests<'a>(Vec<Option<Pin<Box<dyn Future<Output = bool> + 'a>>>>);
 
     impl<'a> Requests<'a> {
         /// Returns whether the request is admitted at once.
         fn arrive(&mut self, admission: &'a Admission) -> bool {
             let until = Instant::now() + Duration::from_secs(3600);
-            let admitted =
-                async move { admission.admit(10, until).await.map(AdmittedRequest::submitted) };
+            let admitted = async move {
+                let admitted = admission.admit(10, until).await;
+                admitted.map(AdmittedRequest::submitted).is_some()
+            };
             self.0.push(Some(Box::pin(admitted)));
             self.runs(self.0.len() - 1)
         }
