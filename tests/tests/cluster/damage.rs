@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use engine::store::log::group::{SEGMENT_HEADER_BYTES, next_magic};
 use tests::cluster::load::Load;
 use tests::cluster::{Cluster, dkc_binary, until};
 
@@ -23,8 +24,8 @@ const KEYS: u64 = 2_000;
 enum File {
     /// The file with the largest number among those whose names begin and end like this.
     State(&'static str, &'static str),
-    /// The oldest or the newest segment with more than the identity of the node, which a node needs
-    /// for its start.
+    /// The oldest or the newest segment with a group behind the first one, which has the identity of
+    /// the node: without that a node does not start.
     Segment { newest: bool },
 }
 
@@ -42,24 +43,36 @@ impl File {
         let mut files: Vec<_> =
             files.map(|file| file.expect("a file").path()).filter(named).collect();
         if matches!(self, Self::Segment { .. }) {
-            let used = |path: &PathBuf| fs::read(path).ok()?.iter().rposition(|&byte| byte != 0);
-            files.retain(|path| used(path) > Some(1024));
+            let has_more =
+                |path: &PathBuf| fs::read(path).is_ok_and(|it| second_group(&it).is_some());
+            files.retain(has_more);
         }
         files.sort();
         let file = if newest { files.pop() } else { files.into_iter().next() };
         file.unwrap_or_else(|| panic!("no {begin}…{end} in {}", data.display()))
     }
 
-    /// Changes a byte in the middle of the written part of the file.
+    /// Changes a byte in the middle of the written part of the file; of a segment, behind its first
+    /// group.
     fn damage(&self, data: &Path) {
         use std::os::unix::fs::FileExt;
         let path = self.find(data);
         let bytes = fs::read(&path).expect("a file that stays");
         let used = bytes.iter().rposition(|&byte| byte != 0).expect("it was written to");
+        let first = match self {
+            Self::State(..) => 0,
+            Self::Segment { .. } => second_group(&bytes).expect("a segment with two groups"),
+        };
+        let at = first.midpoint(used);
         let file = fs::File::options().write(true).open(&path).expect("a file of our own");
-        file.write_all_at(&[bytes[used / 2] ^ 0x10], (used / 2) as u64).expect("written");
+        file.write_all_at(&[bytes[at] ^ 0x10], at as u64).expect("written");
         file.sync_all().expect("on the disk");
     }
+}
+
+/// Returns where the second group of a segment begins, if there is one.
+fn second_group(segment: &[u8]) -> Option<usize> {
+    next_magic(segment, SEGMENT_HEADER_BYTES + 1)
 }
 
 /// Runs `dkc scrub`. Returns its output, and whether it found no damage.
