@@ -65,7 +65,8 @@ impl SimCluster {
     }
 
     pub fn start_all(&mut self) {
-        for node in &mut self.nodes {
+        let first = usize::from(self.core.plan.first_nodes);
+        for node in self.nodes.iter_mut().take(first) {
             node.start(&mut self.core);
         }
         for gateway in &mut self.gateways {

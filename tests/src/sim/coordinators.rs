@@ -463,7 +463,8 @@ fn transaction(core: &Core, term: u64, writes: Writes) -> Call {
             let key = EtcdKey::Store(store);
             compares.push(Compare::Modified(key, expect));
             let me = StoreBoot { store, boot: record.boot };
-            let value = EtcdValue::Store { me, nonce: record.nonce as u64, status: record.status };
+            let (nonce, status) = (record.nonce as u64, record.status);
+            let value = EtcdValue::Store { me, nonce, status, zone: record.zone };
             puts.push(Write::Put(key, value, None));
         }
         Writes::AcceptedLoss(accepted) => {
@@ -519,6 +520,7 @@ fn listing(revision: u64, all: Vec<(EtcdKey, Versioned)>) -> Listing {
             Some(RecordChange::Name(name, Some(kept))) => listing.names.push((name, kept)),
             Some(RecordChange::Node(store, Some(kept))) => listing.nodes.push((store, kept)),
             Some(RecordChange::Shard(_, Some(kept))) => listing.shards.push(kept),
+            Some(RecordChange::Drain(store, Some(kept))) => listing.drains.push((store, kept)),
             Some(RecordChange::Promote(shard, Some(kept))) => listing.promotes.push((shard, kept)),
             _ => {}
         }
@@ -544,6 +546,7 @@ fn change_of(key: EtcdKey, value: Option<Versioned>) -> Option<RecordChange> {
         (EtcdKey::Shard(shard), v) => {
             RecordChange::Shard(shard, v.and_then(|v| Some(kept(&v, shard_of(&v)?))))
         }
+        (EtcdKey::Drain(store), v) => RecordChange::Drain(store, v.map(|v| kept(&v, ()))),
         (EtcdKey::Promote(shard), v) => {
             RecordChange::Promote(shard, v.and_then(|v| Some(kept(&v, intent_of(&v)?))))
         }

@@ -15,7 +15,7 @@ use engine::ids::{Epoch, Revision, SessionId, ShardId, StoreBoot, StoreId};
 use engine::records::{LossRecord, Meta, PromoteIntent, StoreRecord, StoreStatus};
 use engine::shard_record::ShardRecord;
 
-use super::place::{Place, ProcessId, name_of, place_of, zone_of};
+use super::place::{Place, ProcessId, index_of, name_of};
 
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub enum EtcdKey {
@@ -23,25 +23,27 @@ pub enum EtcdKey {
     Coordinator,
     Store(StoreId),
     /// The name of a place.
-    Name(u8),
+    Name(u16),
     Node(StoreId),
     Gateway(u64),
     Shard(ShardId),
     Promote(ShardId),
     Loss(ShardId, Epoch),
+    Drain(StoreId),
 }
 
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum EtcdValue {
     Meta(Meta),
     Coordinator { place: u8 },
-    Store { me: StoreBoot, nonce: u64, status: StoreStatus },
+    Store { me: StoreBoot, nonce: u64, status: StoreStatus, zone: String },
     Name(StoreId),
     Node(StoreBoot),
     Gateway,
     Shard(ShardRecord),
     Promote(PromoteIntent),
     Loss(LossRecord),
+    Drain,
 }
 
 /// A value with its place in etcd's history.
@@ -187,6 +189,11 @@ pub struct Etcd {
 }
 
 impl Etcd {
+    /// The number of changes so far.
+    pub fn revision(&self) -> u64 {
+        self.kept.revision
+    }
+
     pub fn get(&self, key: EtcdKey) -> Option<&Versioned> {
         self.truth().keys.get(&key)
     }
@@ -324,11 +331,11 @@ impl Etcd {
 }
 
 pub fn store_of(versioned: &Versioned) -> Option<StoreRecord> {
-    let EtcdValue::Store { me, nonce, status } = &versioned.value else { return None };
+    let EtcdValue::Store { me, nonce, status, zone } = &versioned.value else { return None };
     Some(StoreRecord {
         name: name_of(me.store),
         address: String::new(),
-        zone: zone_of(me.store),
+        zone: zone.clone(),
         host: String::new(),
         boot: me.boot,
         nonce: u128::from(*nonce),
@@ -337,8 +344,7 @@ pub fn store_of(versioned: &Versioned) -> Option<StoreRecord> {
 }
 
 pub fn name_key(store: StoreId) -> EtcdKey {
-    let Place::Node(index) = place_of(store) else { unreachable!("stores are in places of nodes") };
-    EtcdKey::Name(index)
+    EtcdKey::Name(index_of(store))
 }
 
 pub fn session_id(created: u64) -> SessionId {

@@ -306,7 +306,7 @@ impl SimCluster {
         let gateways = self.gateways.len() as u64;
         let coordinators = self.coordinators.len() as u64;
         match self.core.rng.below(nodes + gateways + coordinators + 1) {
-            at if at < nodes => Place::Node(at as u8),
+            at if at < nodes => Place::Node(at as u16),
             at if at < nodes + gateways => Place::Gateway((at - nodes) as u8),
             at if at < nodes + gateways + coordinators => {
                 Place::Coordinator((at - nodes - gateways) as u8)
@@ -316,7 +316,7 @@ impl SimCluster {
     }
 
     fn all_places(&self) -> Vec<Place> {
-        let nodes = (0..self.nodes.len()).map(|at| Place::Node(at as u8));
+        let nodes = (0..self.nodes.len()).map(|at| Place::Node(at as u16));
         let gateways = (0..self.gateways.len()).map(|at| Place::Gateway(at as u8));
         let coordinators = (0..self.coordinators.len()).map(|at| Place::Coordinator(at as u8));
         nodes.chain(gateways).chain(coordinators).chain([Place::Etcd]).collect()
@@ -327,7 +327,7 @@ impl SimCluster {
     fn corner(&mut self) -> Vec<Place> {
         let leading: Vec<_> =
             self.core.etcd.shards().map(|(config, _)| place_of(config.primary.store)).collect();
-        let any = Place::Node(self.core.rng.index(self.nodes.len()) as u8);
+        let any = Place::Node(self.core.rng.index(self.nodes.len()) as u16);
         let leads = self.core.rng.pick(&leading).filter(|_| self.core.rng.percent(70));
         let mut places = vec![leads.unwrap_or(any)];
         if self.core.rng.percent(60) {

@@ -23,6 +23,7 @@
 //!   faults    faults, disk_faults, operator ── what strikes        leaps ── days in one step
 //!   world     world ── the loop that takes the next event          run ── one seed
 //!             failover ── measures a gap                           hunt ── finds planted bugs
+//!             scale ── the size of large clusters
 //! ```
 //!
 //! A run without violation proves little unless it was busy. A seed counts only with enough
@@ -83,6 +84,7 @@ pub mod operator;
 pub mod failover;
 pub mod hunt;
 pub mod run;
+pub mod scale;
 pub mod world;
 
 pub use run::{Report, run};

@@ -29,7 +29,7 @@ use super::etcd::{
 use super::event::{DiskDone, ProcessInput, SimEvent};
 use super::late::{Late, LateItems, Stream, shuffle};
 use super::node_freedom::{changes_the_view, late_answer, late_effect, stream_of};
-use super::place::{Place, ProcessId, name_of, place_of, store_id};
+use super::place::{NEXT_DISK, Place, ProcessId, index_of, name_of, place_of, store_id, zone_of};
 use super::plan::NodeClock;
 use super::rng::Rng;
 use super::rows::Rows;
@@ -178,7 +178,7 @@ enum NodeCallPurpose {
 }
 
 impl NodeHost {
-    pub fn new(index: u8, core: &mut Core) -> Self {
+    pub fn new(index: u16, core: &mut Core) -> Self {
         Self {
             place: Place::Node(index),
             store: store_id(index),
@@ -432,7 +432,9 @@ impl NodeHost {
                     core.oracle.violations.push(Violation { promise: "names", detail });
                 }
                 let nonce = u64::try_from(nonce).expect("drawn as one");
-                let value = EtcdValue::Store { me: StoreBoot { store, boot }, nonce, status };
+                let zone = zone_of(index_of(store), core.plan.zones);
+                let claimed = StoreBoot { store, boot };
+                let value = EtcdValue::Store { me: claimed, nonce, status, zone };
                 let (over, name_over) = (over(EtcdKey::Store(store)), over(name_key(store)));
                 let claimed = Claimed { value, over, name_over };
                 let Some(identity) = log else { return self.claim(core, claimed) };
@@ -481,7 +483,7 @@ impl NodeHost {
         }
         // If two disks were both in use in one place, the later one may be the one that was
         // given up.
-        let swapped = self.store != store_id((self.store.0 & 0xFF) as u8 - 0xA0)
+        let swapped = self.store != store_id(index_of(self.store))
             && matches!(refusal, Some(StartRefusal::GivenUp { .. }));
         if !self.ever_harmed.contains(&self.store) && !swapped {
             let detail = format!("{:?} may not start at {}: {refusal:?}", self.store, core.now);
@@ -559,10 +561,11 @@ impl NodeHost {
     fn disk_failed(&mut self, core: &mut Core) {
         let key = EtcdKey::Store(self.store);
         let kept = core.etcd.get(key).cloned();
-        if let Some(Versioned { value: EtcdValue::Store { me, nonce, .. }, modified, .. }) = kept
+        if let Some(Versioned { value: EtcdValue::Store { me, nonce, zone, .. }, modified, .. }) =
+            kept
             && self.me() == Some(me)
         {
-            let value = EtcdValue::Store { me, nonce, status: StoreStatus::Suspect };
+            let value = EtcdValue::Store { me, nonce, status: StoreStatus::Suspect, zone };
             let compares = vec![Compare::Modified(key, modified)];
             let writes = vec![Write::Put(key, value, None)];
             core.etcd(self.process(), Call::Txn { compares, writes });
@@ -639,7 +642,7 @@ impl NodeHost {
         if self.aside.is_some() || !self.is_down() || !claimed {
             return;
         }
-        let (plan, index) = (&core.plan, (self.store.0 & 0xFF) as usize - 0xA0);
+        let (plan, index) = (&core.plan, usize::from(index_of(self.store)));
         let incarnation = u64::from(self.incarnation) << 8;
         let seed = plan.seed.rotate_left(24) ^ (0xE3B7_00A0 + incarnation + index as u64);
         let empty = SimDisk::new(Rng::new(seed), plan.log, plan.slowness[index]);
@@ -655,7 +658,7 @@ impl NodeHost {
     }
 
     fn becomes_new(&mut self) {
-        self.newest = StoreId(self.newest.0 + 0x100);
+        self.newest = StoreId(self.newest.0 + NEXT_DISK);
         self.store = self.newest;
     }
 

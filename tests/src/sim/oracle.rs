@@ -4,9 +4,10 @@
 use std::collections::BTreeMap;
 
 use engine::batcher;
-use engine::ids::{Seq, ShardId, StoreBoot, StoreId};
+use engine::ids::{Boot, CopyNo, Epoch, Seq, ShardId, StoreBoot, StoreId};
 use engine::message::{GatewayMessage, ToFollower};
 use engine::node::{self, Effect, Event, Node};
+use engine::replica::view::ReplicaView;
 use engine::shard_record::ShardRecord;
 use engine::store::log::LogRecord;
 
@@ -28,6 +29,11 @@ use super::plan::Plan;
 
 /// A status is made for every this many events of nodes: it costs as much as some of them.
 const STATUS_EVERY: u64 = 16;
+/// In a cluster of more nodes a replica is checked only after it has changed, and what a node
+/// counts over all its replicas only after every so many events: a hundred replicas on each of a
+/// hundred nodes would be most of the run.
+const SMALL_CLUSTER: u16 = 16;
+const COUNTED_EVERY: u64 = 64;
 
 #[derive(Default)]
 pub struct Oracle {
@@ -49,6 +55,8 @@ pub struct Oracle {
     min_in_sync: usize,
     /// The number of checks of nodes.
     looks: u64,
+    /// The replicas of each node as they were checked last, in a large cluster.
+    checked: Option<BTreeMap<StoreId, Vec<CheckedReplica>>>,
     /// The last position checked, so that nothing is checked twice.
     seen: BTreeMap<(StoreId, ShardId), (u64, u64)>,
 }
@@ -61,6 +69,7 @@ impl Oracle {
             batches: plan.gateway.sizes,
             min_in_sync: plan.min_in_sync,
             coverage: Coverage::new(plan.node.limits().leap_ms()),
+            checked: (plan.nodes > SMALL_CLUSTER).then(BTreeMap::new),
             ..Self::default()
         }
     }
@@ -96,14 +105,19 @@ impl Oracle {
 
     /// Checks a node after each of its events. `now`: by the clocks of processes.
     pub fn look(&mut self, now: u64, me: StoreBoot, node: &Node) {
-        self.memory.look(me, node, &mut self.violations);
-        self.limits.look(me, node, &self.sizes);
-        self.limits.report(&mut self.violations);
         self.looks += 1;
+        if self.checked.is_none() || self.looks.is_multiple_of(COUNTED_EVERY) {
+            self.memory.look(me, node, &mut self.violations);
+            self.limits.look(me, node, &self.sizes);
+            self.limits.report(&mut self.violations);
+        }
         if self.looks.is_multiple_of(STATUS_EVERY) {
             status::check(me, node, &mut self.violations);
         }
-        for view in node.replicas() {
+        for (at, view) in node.replicas().enumerate() {
+            if self.is_checked(me, at, &view) {
+                continue;
+            }
             self.never_back.look(me, &view, &mut self.violations);
             self.in_sync.look(me, &view, &mut self.violations);
             self.moves.look(now, me, &view, &mut self.violations);
@@ -126,6 +140,25 @@ impl Oracle {
             if let Some(why) = view.stopped.filter(|_| !view.unfit) {
                 let detail = format!("{me:?} stopped shard {}: {why}", view.shard);
                 self.violations.push(Violation { promise: "heals", detail });
+            }
+        }
+    }
+
+    /// Returns whether the replica, the node's so-manieth, was checked as it is. One that waits for
+    /// acknowledgements is checked as time passes.
+    fn is_checked(&mut self, me: StoreBoot, at: usize, view: &ReplicaView<'_>) -> bool {
+        let Some(checked) = &mut self.checked else { return false };
+        let now = CheckedReplica::of(me, view);
+        let of_node = checked.entry(me.store).or_default();
+        match of_node.get_mut(at) {
+            Some(before) if *before == now => !now.waits,
+            Some(before) => {
+                *before = now;
+                false
+            }
+            None => {
+                of_node.push(now);
+                false
             }
         }
     }
@@ -153,5 +186,38 @@ impl Oracle {
         self.never_back.record_written(config, &mut self.violations);
         self.in_sync.record_written(config, &mut self.violations);
         self.one_primary.assigned(config, &mut self.violations);
+    }
+}
+
+/// Everything of a replica that the checkers look at, to see whether it has changed.
+#[derive(Clone, Copy, Eq, PartialEq)]
+struct CheckedReplica {
+    shard: ShardId,
+    boot: Boot,
+    copy: CopyNo,
+    exists: bool,
+    promised: Epoch,
+    seqs: [Seq; 4],
+    unfit: bool,
+    stopped: bool,
+    leads: Option<(Epoch, bool, bool)>,
+    waits: bool,
+}
+
+impl CheckedReplica {
+    fn of(me: StoreBoot, view: &ReplicaView<'_>) -> Self {
+        let leads = view.primary.map(|primary| (primary.epoch, primary.active, primary.frozen));
+        Self {
+            shard: view.shard,
+            boot: me.boot,
+            copy: view.copy,
+            exists: view.exists,
+            promised: view.promised,
+            seqs: [view.last.seq, view.durable, view.commit, view.state.applied.seq],
+            unfit: view.unfit,
+            stopped: view.stopped.is_some(),
+            leads,
+            waits: leads.is_some() && view.last.seq > view.commit,
+        }
     }
 }

@@ -3,10 +3,12 @@
 //! A rack switch that fails takes a third of the nodes and brings them back in minutes. Copying
 //! what they held would load the others just when they carry everything, and all of it in vain.
 //! Therefore no *new* copies are made after at least two nodes (of at least three that hold
-//! anything), and more than 30 % of them, vanished within the time to live of a lease, until they
-//! have returned or the hold is over. One node alone is no mass failure, though it may be a third
-//! of the cluster. (Promotions, returning members and the replacement in a frozen set are never
-//! held back: see [`super::changes`].)
+//! anything), and more than 30 % of them, vanished within the time to live of a lease, until so
+//! many have returned that the others would be no mass failure, or the hold is over. One node alone
+//! is no mass failure, though it may be a third of the cluster: when a rack is back but for one
+//! machine, drains and joins go on, and that machine is replaced when its own time has come.
+//! (Promotions, returning members and the replacement in a frozen set are never held back: see
+//! [`super::changes`].)
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -44,14 +46,17 @@ impl MassFailureGuard {
         let recent = |since: &Now| now.ms_since(*since) <= window_ms;
         let recent: BTreeSet<StoreId> =
             self.vanished.iter().filter(|(_, at)| recent(at)).map(|(&store, _)| store).collect();
+        let is_mass = |stores: &BTreeSet<StoreId>| {
+            let many = stores.len() > 1 && expected >= limits.guard_nodes_min;
+            many && stores.len() * 100 > expected * limits.guard_percent_max
+        };
         let news = recent.iter().any(|store| !self.held.contains(store));
-        let many = recent.len() > 1 && expected >= limits.guard_nodes_min;
-        if news && many && recent.len() * 100 > expected * limits.guard_percent_max {
+        if news && is_mass(&recent) {
             self.held.extend(recent);
             self.until = now.plus_ms(hold_ms);
         }
         self.held.retain(|store| away.contains(store));
-        if now >= self.until {
+        if now >= self.until || !is_mass(&self.held) {
             self.held.clear();
         }
     }
@@ -103,8 +108,11 @@ mod tests {
 
     #[test]
     fn ends_with_their_return_or_by_itself() {
-        check(5, &[(10, &[1, 2]), (20, &[1])], true);
         check(5, &[(10, &[1, 2]), (20, &[])], false);
+        // Those that are left would be no mass failure.
+        check(5, &[(10, &[1, 2]), (20, &[1])], false);
+        check(9, &[(10, &[1, 2, 3, 4]), (20, &[1, 2, 3])], true);
+        check(9, &[(10, &[1, 2, 3, 4]), (20, &[1, 2])], false);
         check(5, &[(10, &[1, 2]), (609, &[1, 2])], true);
         check(5, &[(10, &[1, 2]), (610, &[1, 2])], false);
         check(5, &[(10, &[1, 2]), (610, &[1, 2]), (700, &[1, 2])], false);

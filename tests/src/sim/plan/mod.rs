@@ -5,6 +5,7 @@
 
 pub mod disks;
 pub mod faults;
+pub mod large;
 pub mod leaps;
 pub mod log;
 pub mod operator;
@@ -35,7 +36,11 @@ use tokens::TokenPlan;
 pub struct Plan {
     pub seed: u64,
     pub planted: Option<Planted>,
-    pub nodes: u8,
+    pub nodes: u16,
+    /// The nodes that start with the run; the others join later.
+    pub first_nodes: u16,
+    /// The number of zones; the nodes are dealt out to them.
+    pub zones: u16,
     pub gateways: u8,
     pub coordinators: u8,
     pub shards: u16,
@@ -142,7 +147,10 @@ impl Plan {
         let mut plan = Self {
             seed,
             planted,
-            nodes: shape.nodes,
+            nodes: shape.nodes.into(),
+            first_nodes: shape.nodes.into(),
+            // Two, so that spreading over zones and balancing conflict.
+            zones: 2,
             gateways: rng.between(1, 3) as u8,
             coordinators: rng.between(1, 2) as u8,
             shards,
@@ -213,6 +221,7 @@ impl Plan {
         let flags = Flags { shards: Some(shards.into()), ..Flags::default() };
         Self {
             nodes,
+            first_nodes: nodes,
             replicas: 3,
             min_in_sync: 2,
             gateways: 2,
