@@ -7,9 +7,9 @@
 
 use std::time::Duration;
 
-use engine::coordinator::{self, AcceptedLoss, Event, Listing, RecordChange, Writes};
+use engine::coordinator::{self, AcceptedLoss, Event, Listing, RecordChange, StoreRemoval, Writes};
 use engine::node::CasOutcome;
-use engine::records::{Meta, NameRecord, NodeRecord, PromoteIntent, StoreRecord};
+use engine::records::{Meta, NameRecord, NodeRecord, PromoteIntent, RemoveIntent, StoreRecord};
 use engine::shard_record::ShardRecord;
 use metastore::{
     CoordinatorRecord, DrainIntent, Error, EtcdRecord, Followed, Listed, Metastore, Txn, Watch,
@@ -74,6 +74,7 @@ impl EtcdHandle {
             self.metastore.list::<ShardRecord>(),
             self.metastore.list::<DrainIntent>(),
             self.metastore.list::<PromoteIntent>(),
+            self.metastore.list::<RemoveIntent>(),
         )?;
         Ok(listing(lists))
     }
@@ -85,6 +86,15 @@ impl EtcdHandle {
         let txn = match &writes {
             Writes::Meta(meta) => txn.create(&(), meta),
             Writes::Store { store, expect, record } => write(txn, store, record, *expect),
+            Writes::Removal(removal) => {
+                let StoreRemoval { store, expect, record, intent, drain } = &**removal;
+                let txn = write(txn, store, record, *expect);
+                let txn = txn.delete::<RemoveIntent>(store, *intent);
+                match drain {
+                    Some(at) => txn.delete::<DrainIntent>(store, *at),
+                    None => txn,
+                }
+            }
             Writes::Shards(shards) => shards
                 .iter()
                 .fold(txn, |txn, (expect, record)| write(txn, &record.shard(), record, *expect)),
@@ -118,6 +128,7 @@ impl EtcdHandle {
         let mut shards = self.metastore.watch::<ShardRecord>(settings());
         let mut drains = self.metastore.watch::<DrainIntent>(settings());
         let mut promotes = self.metastore.watch::<PromoteIntent>(settings());
+        let mut removes = self.metastore.watch::<RemoveIntent>(settings());
         let drain = |store, one: Option<_>| RecordChange::Drain(store, one.map(without_value));
         loop {
             let message = tokio::select! {
@@ -128,6 +139,7 @@ impl EtcdHandle {
                 message = next(&mut shards, RecordChange::Shard) => message,
                 message = next(&mut drains, drain) => message,
                 message = next(&mut promotes, RecordChange::Promote) => message,
+                message = next(&mut removes, RecordChange::Remove) => message,
             };
             let ends = matches!(message, DriverMessage::WentBack);
             if self.messages.send(message).await.is_err() || ends {
@@ -188,12 +200,14 @@ type RecordLists = (
     Listed<ShardRecord>,
     Listed<DrainIntent>,
     Listed<PromoteIntent>,
+    Listed<RemoveIntent>,
 );
 
 /// Combines lists of several revisions into one listing, which has the oldest of their revisions.
 /// With a later one it would claim to contain changes that the oldest list lacks, and the state
 /// machine ignores a change that a listing contains already.
-fn listing((meta, stores, names, nodes, shards, drains, promotes): RecordLists) -> Listing {
+fn listing(lists: RecordLists) -> Listing {
+    let (meta, stores, names, nodes, shards, drains, promotes, removes) = lists;
     let revisions = [
         meta.revision,
         stores.revision,
@@ -202,6 +216,7 @@ fn listing((meta, stores, names, nodes, shards, drains, promotes): RecordLists) 
         shards.revision,
         drains.revision,
         promotes.revision,
+        removes.revision,
     ];
     Listing {
         revision: revisions.into_iter().min().unwrap_or(0),
@@ -212,6 +227,7 @@ fn listing((meta, stores, names, nodes, shards, drains, promotes): RecordLists) 
         shards: shards.all.into_iter().map(at_revision).collect(),
         drains: by_id(drains).into_iter().map(|(id, one)| (id, without_value(one))).collect(),
         promotes: by_id(promotes),
+        removes: by_id(removes),
     }
 }
 
@@ -283,7 +299,7 @@ mod tests {
 
     #[test]
     fn a_listing_has_the_revision_of_its_oldest_list() {
-        for oldest in 0..7_u64 {
+        for oldest in 0..8_u64 {
             let at = |list: u64| if list == oldest { 4 } else { 5 + list };
             let lists = (
                 none_at(at(0)),
@@ -293,6 +309,7 @@ mod tests {
                 none_at(at(4)),
                 none_at(at(5)),
                 none_at(at(6)),
+                none_at(at(7)),
             );
             assert_eq!(listing(lists).revision, 4, "list {oldest}");
         }

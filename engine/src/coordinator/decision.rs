@@ -90,6 +90,13 @@ pub enum Decision {
         /// The store that has its name now.
         to: StoreId,
     },
+    /// An operator has taken the store out of the cluster.
+    Retired {
+        /// The store.
+        store: StoreId,
+        /// The store was counted on for copies, and is given up.
+        lost: bool,
+    },
     /// An operator wants the store emptied.
     Draining(StoreId),
     /// The operator has withdrawn the drain of the store.

@@ -33,7 +33,7 @@
 //! | `proposals` | proposals without an answer, and shards that rest after one that failed |
 //! | `promotion` | shards that need a primary, their `gather` rounds, and `hand_over`s |
 //! | `bootstrap` | the creation of the cluster |
-//! | `store_status` | suspect stores, and the statuses of all others |
+//! | `store_status` | suspect stores, [`removal`]s, and the statuses of all others |
 //! | `planning` | the plans of the [`planner`], and the guard after a mass failure |
 //! | `leader_state` | the time of the next review |
 //!
@@ -47,6 +47,7 @@
 
 pub mod decision;
 pub mod planner;
+pub mod removal;
 
 mod accepted;
 mod bootstrap;
@@ -74,7 +75,9 @@ use crate::ids::{Epoch, Now, Seq, ShardId, StoreBoot, StoreId};
 use crate::message::{HealthReport, ShardEnd};
 use crate::node::CasOutcome;
 use crate::planted::Planted;
-use crate::records::{LossRecord, Meta, NameRecord, NodeRecord, PromoteIntent, StoreRecord};
+use crate::records::{
+    LossRecord, Meta, NameRecord, NodeRecord, PromoteIntent, RemoveIntent, StoreRecord,
+};
 use crate::shard::idempotency;
 use crate::shard_record::ShardRecord;
 
@@ -112,6 +115,8 @@ pub struct Listing {
     pub drains: Vec<(StoreId, AtRevision<()>)>,
     /// Shards that an operator wants led, whatever is lost.
     pub promotes: Vec<(ShardId, AtRevision<PromoteIntent>)>,
+    /// Stores that an operator wants out of the cluster.
+    pub removes: Vec<(StoreId, AtRevision<RemoveIntent>)>,
 }
 
 /// The change of one record, as a watch delivers it. `None` means that its key was deleted.
@@ -131,6 +136,8 @@ pub enum RecordChange {
     Drain(StoreId, Option<AtRevision<()>>),
     /// An operator's intent to have a shard led with a loss.
     Promote(ShardId, Option<AtRevision<PromoteIntent>>),
+    /// An operator's intent to take a store out of the cluster.
+    Remove(StoreId, Option<AtRevision<RemoveIntent>>),
 }
 
 /// Everything that can happen to a coordinator.
@@ -290,6 +297,8 @@ pub enum Writes {
         /// The new record.
         record: StoreRecord,
     },
+    /// A store's last status: it leaves the cluster.
+    Removal(Box<StoreRemoval>),
     /// At most [`Settings::shards_per_txn`] pairs of (expect, new record).
     Shards(Vec<(u64, ShardRecord)>),
     /// A promotion with a loss.
@@ -310,11 +319,26 @@ pub struct AcceptedLoss {
     pub intent: Option<u64>,
 }
 
+/// A store's new record, together with the end of the intents about the store.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct StoreRemoval {
+    /// The store.
+    pub store: StoreId,
+    /// The mod_revision of its record.
+    pub expect: u64,
+    /// The new record.
+    pub record: StoreRecord,
+    /// The mod_revision of the operator's intent that this transaction carries out and deletes.
+    pub intent: u64,
+    /// The mod_revision of the drain intent that is deleted with it, if there is one.
+    pub drain: Option<u64>,
+}
+
 impl Writes {
     /// The shard records among the writes, each with the mod_revision to compare.
     fn shards(&self) -> Vec<(u64, &ShardRecord)> {
         match self {
-            Self::Meta(_) | Self::Store { .. } => vec![],
+            Self::Meta(_) | Self::Store { .. } | Self::Removal(_) => vec![],
             Self::Shards(shards) => shards.iter().map(|(at, record)| (*at, record)).collect(),
             Self::AcceptedLoss(accepted) => vec![(accepted.expect, &accepted.record)],
         }

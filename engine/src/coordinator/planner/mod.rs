@@ -14,10 +14,11 @@
 //! [`placement`] makes the first map; [`changes`] finds the next steps of a map in use, `vacancies`
 //! among them those that replace lost copies, and `levelling` those that level loads; they add them
 //! to one `plan`. [`balance`] is the search by which all of them level loads; [`guard`] holds new
-//! copies back after a mass failure.
+//! copies back after a mass failure, and [`drains`] names what no plan can do.
 
 pub mod balance;
 pub mod changes;
+pub mod drains;
 pub mod guard;
 mod levelling;
 pub mod placement;
@@ -33,6 +34,7 @@ use crate::ids::{ShardId, StoreId};
 use crate::shard_record::{self, ShardRecord};
 
 pub use changes::changes;
+pub use drains::{DrainObstacle, drain_obstacle};
 pub use guard::MassFailureGuard;
 pub use placement::{Placement, place};
 pub use plan::{PlannerInput, ShardView};
