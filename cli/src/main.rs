@@ -17,6 +17,7 @@ mod exit;
 mod node;
 mod output;
 mod ready;
+mod rebalance;
 mod scrub;
 mod shards;
 mod signals;
@@ -68,6 +69,8 @@ enum Command {
     Doctor(doctor::Args),
     /// List, drain and remove storage nodes
     Node(node::Args),
+    /// Pause and resume the moves that only balance the load of nodes
+    Rebalance(rebalance::Args),
     /// Verify all data on the disk of a node
     Scrub(scrub::Args),
     /// Recover a shard whose copies are lost
@@ -125,6 +128,7 @@ fn main() -> ExitCode {
         Command::Get(args) => block_on(counters::get(args)),
         Command::Doctor(args) => block_on(doctor::run(args)),
         Command::Node(args) => block_on(node::run(args)),
+        Command::Rebalance(args) => block_on(rebalance::run(args)),
         Command::Scrub(args) => block_on(scrub::run(args)),
         Command::Shards(args) => block_on(shards::run(args)),
         Command::Status(args) => block_on(status::run(args)),

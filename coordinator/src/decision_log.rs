@@ -127,6 +127,8 @@ fn log_decision(decision: &Decision, directory: &NodeDirectory, gauges: &Gauges)
         Decision::Cleared(store) => {
             info!(node = name(store), "store no longer suspect: all its copies are new")
         }
+        Decision::Paused(true) => info!("an operator paused moves for balance alone"),
+        Decision::Paused(false) => info!("an operator resumed moves for balance alone"),
         Decision::Guarded { away, of } => {
             warn!(away, of, "many nodes lost at once, creation of new copies paused");
         }

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use engine::coordinator::{self, AcceptedLoss, Event, Listing, RecordChange, StoreRemoval, Writes};
 use engine::node::CasOutcome;
-use engine::records::{Meta, NameRecord, NodeRecord, PromoteIntent, RemoveIntent, StoreRecord};
+use engine::records::{
+    Meta, NameRecord, NodeRecord, PauseIntent, PromoteIntent, RemoveIntent, StoreRecord,
+};
 use engine::shard_record::ShardRecord;
 use metastore::{
     CoordinatorRecord, DrainIntent, Error, EtcdRecord, Followed, Listed, Metastore, Txn, Watch,
@@ -75,6 +77,7 @@ impl EtcdHandle {
             self.metastore.list::<DrainIntent>(),
             self.metastore.list::<PromoteIntent>(),
             self.metastore.list::<RemoveIntent>(),
+            self.metastore.list::<PauseIntent>(),
         )?;
         Ok(listing(lists))
     }
@@ -129,6 +132,8 @@ impl EtcdHandle {
         let mut drains = self.metastore.watch::<DrainIntent>(settings());
         let mut promotes = self.metastore.watch::<PromoteIntent>(settings());
         let mut removes = self.metastore.watch::<RemoveIntent>(settings());
+        let mut pauses = self.metastore.watch::<PauseIntent>(settings());
+        let pause = |(), one| RecordChange::Pause(one);
         let drain = |store, one: Option<_>| RecordChange::Drain(store, one.map(without_value));
         loop {
             let message = tokio::select! {
@@ -140,6 +145,7 @@ impl EtcdHandle {
                 message = next(&mut drains, drain) => message,
                 message = next(&mut promotes, RecordChange::Promote) => message,
                 message = next(&mut removes, RecordChange::Remove) => message,
+                message = next(&mut pauses, pause) => message,
             };
             let ends = matches!(message, DriverMessage::WentBack);
             if self.messages.send(message).await.is_err() || ends {
@@ -201,13 +207,14 @@ type RecordLists = (
     Listed<DrainIntent>,
     Listed<PromoteIntent>,
     Listed<RemoveIntent>,
+    Listed<PauseIntent>,
 );
 
 /// Combines lists of several revisions into one listing, which has the oldest of their revisions.
 /// With a later one it would claim to contain changes that the oldest list lacks, and the state
 /// machine ignores a change that a listing contains already.
 fn listing(lists: RecordLists) -> Listing {
-    let (meta, stores, names, nodes, shards, drains, promotes, removes) = lists;
+    let (meta, stores, names, nodes, shards, drains, promotes, removes, pause) = lists;
     let revisions = [
         meta.revision,
         stores.revision,
@@ -217,6 +224,7 @@ fn listing(lists: RecordLists) -> Listing {
         drains.revision,
         promotes.revision,
         removes.revision,
+        pause.revision,
     ];
     Listing {
         revision: revisions.into_iter().min().unwrap_or(0),
@@ -228,6 +236,7 @@ fn listing(lists: RecordLists) -> Listing {
         drains: by_id(drains).into_iter().map(|(id, one)| (id, without_value(one))).collect(),
         promotes: by_id(promotes),
         removes: by_id(removes),
+        pause: pause.all.into_iter().next().map(at_revision),
     }
 }
 
@@ -299,7 +308,7 @@ mod tests {
 
     #[test]
     fn a_listing_has_the_revision_of_its_oldest_list() {
-        for oldest in 0..8_u64 {
+        for oldest in 0..9_u64 {
             let at = |list: u64| if list == oldest { 4 } else { 5 + list };
             let lists = (
                 none_at(at(0)),
@@ -310,6 +319,7 @@ mod tests {
                 none_at(at(5)),
                 none_at(at(6)),
                 none_at(at(7)),
+                none_at(at(8)),
             );
             assert_eq!(listing(lists).revision, 4, "list {oldest}");
         }

@@ -49,7 +49,8 @@ impl NodeDirectory {
             | RecordChange::Shard(..)
             | RecordChange::Drain(..)
             | RecordChange::Promote(..)
-            | RecordChange::Remove(..) => {}
+            | RecordChange::Remove(..)
+            | RecordChange::Pause(..) => {}
         }
     }
 

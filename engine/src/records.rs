@@ -138,6 +138,13 @@ pub struct RemoveIntent {
     pub from: Operator,
 }
 
+/// `intent/pause`: an operator wants no moves for balance alone.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct PauseIntent {
+    /// The operator.
+    pub from: Operator,
+}
+
 /// The author of a command.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Operator {
@@ -376,6 +383,23 @@ impl RemoveIntent {
     }
 }
 
+impl PauseIntent {
+    /// Encodes the record.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = vec![FORMAT];
+        put_operator(&mut out, &self.from);
+        out
+    }
+
+    /// Decodes the record. The error names the field that can't be read.
+    pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
+        let mut from = begin(bytes, "pause intent format")?;
+        let intent = Self { from: operator(&mut from)? };
+        from.finish("pause intent")?;
+        Ok(intent)
+    }
+}
+
 impl LossRecord {
     /// Encodes the record.
     pub fn encode(&self) -> Vec<u8> {
@@ -470,6 +494,10 @@ mod tests {
         assert_eq!(remove.encode(), bytes);
         assert_eq!(RemoveIntent::decode(&bytes), Ok(remove));
         assert!(RemoveIntent::decode(&[1, 3, 2, 0, 0]).is_err());
+        let pause = PauseIntent { from: me.clone() };
+        let bytes = [1, 0xAC, 2, 3, b'a', b'@', b'b'];
+        assert_eq!(pause.encode(), bytes);
+        assert_eq!(PauseIntent::decode(&bytes), Ok(pause));
         let loss = LossRecord {
             shard: ShardId(300),
             epoch: Epoch(5),

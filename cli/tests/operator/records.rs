@@ -5,7 +5,9 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use engine::ids::{Boot, Epoch, ShardId, Slots, StoreBoot, StoreId, Version};
-use engine::records::{Meta, NodeRecord, PromoteIntent, RemoveIntent, StoreRecord, StoreStatus};
+use engine::records::{
+    Meta, NodeRecord, PauseIntent, PromoteIntent, RemoveIntent, StoreRecord, StoreStatus,
+};
 use engine::shard_record::ShardRecord;
 use engine::store::log::group::{Owner, SegmentHeader};
 use metastore::{CasOutcome, CoordinatorRecord, DrainIntent, EtcdRecord, Metastore, Settings};
@@ -216,6 +218,24 @@ fn nodes_are_listed_with_what_they_hold() {
     records.check(&["node", "list"], 0, "node-2  away   -     -         0       0        0\n");
     let json = "\"state\":\"up\",\"running\":true,\"leads\":1,\"copies\":1,\"in_sync\":1}";
     records.check(&["node", "list", "--json"], 0, json);
+}
+
+#[test]
+fn moves_for_balance_are_paused_and_resumed() {
+    let records = Records::none();
+    records.check(&["rebalance", "--pause"], 1, "no cluster \"test\"");
+    let records = Records::of_one_shard();
+    let go_on = "moves for balance go on";
+    records.check(&["rebalance"], 0, go_on);
+    records.check(&["rebalance", "--pause"], 0, "are paused by ");
+    records.check(&["rebalance", "--pause"], 0, "are paused by ");
+    records.check(&["rebalance", "--json"], 0, "{\"paused\":true,\"by\":\"");
+    assert!(records.get::<PauseIntent>(&()).is_some());
+    records.txns(&[Fate::LoseCall]);
+    records.check(&["rebalance", "--resume"], 1, "run the command again");
+    records.check(&["rebalance", "--resume"], 0, go_on);
+    records.check(&["rebalance", "--resume"], 0, go_on);
+    assert_eq!(records.get::<PauseIntent>(&()), None);
 }
 
 /// A node that may not leave is refused before anything is asked for. Here no coordinator carries

@@ -14,8 +14,10 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-use engine::ids::{Boot, Epoch, ShardId, StoreBoot, StoreId, Version};
-use engine::records::{Meta, NodeRecord};
+use engine::ids::{Boot, Epoch, ShardId, StoreBoot, StoreId, TimeMs, Version};
+use engine::records::{
+    Meta, NodeRecord, Operator, PauseIntent, RemoveIntent, StoreRecord, StoreStatus,
+};
 use engine::shard_record::ShardRecord;
 use metastore::{CasOutcome, CoordinatorRecord, DrainIntent, Metastore, Settings};
 
@@ -523,6 +525,35 @@ async fn a_draining_node_hands_its_shards_over() {
         let record = after.iter().find(|record| record.shard() == shard).expect("it is there");
         assert!(record.epoch > epoch, "promoted after it had stepped down: {record:?}");
     }
+}
+
+/// While moves for balance are paused, a node that joins gets nothing. Once it has stopped, it is
+/// removed as an operator wants it.
+#[tokio::test]
+async fn a_node_that_holds_nothing_and_has_stopped_is_removed() {
+    let mut cluster = Cluster::placed().await;
+    let from = Operator { at: TimeMs(1), name: "me@here".into() };
+    let made = cluster.store.create(&(), &PauseIntent { from: from.clone() }).await;
+    assert!(matches!(made.expect("an answer"), CasOutcome::Done { .. }));
+    cluster.add(4).await;
+    let (fourth, boot) = (StoreId(4), Boot(1));
+    let made = cluster.store.create(&fourth, &RemoveIntent { boot, lost: false, from }).await;
+    assert!(matches!(made.expect("an answer"), CasOutcome::Done { .. }));
+    let status = async || {
+        let kept = cluster.store.get::<StoreRecord>(&fourth).await.expect("a read");
+        kept.expect("it was registered").record.status
+    };
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(status().await, StoreStatus::Active, "it runs");
+    cluster.nodes.remove(&4);
+    let removed = async {
+        while status().await != StoreStatus::Retired {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    within(15, removed).await;
+    assert_eq!(cluster.store.get::<RemoveIntent>(&fourth).await.expect("a read"), None);
+    assert!(cluster.shards().await.iter().all(|one| !one.target.contains(&fourth)));
 }
 
 #[tokio::test]

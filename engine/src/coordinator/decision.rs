@@ -103,6 +103,8 @@ pub enum Decision {
     Undrained(StoreId),
     /// A suspect store is trusted again: none of its former copies is left.
     Cleared(StoreId),
+    /// An operator has paused, or resumed, the moves for balance alone.
+    Paused(bool),
     /// Many nodes vanished at once: no new copies are made for now.
     Guarded {
         /// The number of nodes that are away.

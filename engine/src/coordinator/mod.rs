@@ -76,7 +76,7 @@ use crate::message::{HealthReport, ShardEnd};
 use crate::node::CasOutcome;
 use crate::planted::Planted;
 use crate::records::{
-    LossRecord, Meta, NameRecord, NodeRecord, PromoteIntent, RemoveIntent, StoreRecord,
+    LossRecord, Meta, NameRecord, NodeRecord, PauseIntent, PromoteIntent, RemoveIntent, StoreRecord,
 };
 use crate::shard::idempotency;
 use crate::shard_record::ShardRecord;
@@ -117,6 +117,8 @@ pub struct Listing {
     pub promotes: Vec<(ShardId, AtRevision<PromoteIntent>)>,
     /// Stores that an operator wants out of the cluster.
     pub removes: Vec<(StoreId, AtRevision<RemoveIntent>)>,
+    /// An operator wants no moves for balance alone.
+    pub pause: Option<AtRevision<PauseIntent>>,
 }
 
 /// The change of one record, as a watch delivers it. `None` means that its key was deleted.
@@ -138,6 +140,8 @@ pub enum RecordChange {
     Promote(ShardId, Option<AtRevision<PromoteIntent>>),
     /// An operator's intent to take a store out of the cluster.
     Remove(StoreId, Option<AtRevision<RemoveIntent>>),
+    /// An operator's intent that there are no moves for balance alone.
+    Pause(Option<AtRevision<PauseIntent>>),
 }
 
 /// Everything that can happen to a coordinator.

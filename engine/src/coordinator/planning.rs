@@ -25,6 +25,8 @@ pub(super) struct Planning {
     /// Something has changed since the last plan.
     dirty: bool,
     guard: MassFailureGuard,
+    /// An operator has paused moves for balance alone, as last logged.
+    paused: bool,
 }
 
 impl Planning {
@@ -55,6 +57,7 @@ impl Planning {
         let Some(replicas) = cluster.meta().map(|meta| usize::from(meta.replicas)) else { return };
         let stores = cluster.stores(&review.turn);
         self.review_guard(review, &stores);
+        self.review_pause(review);
         let view = |record| shard_view(review, promotions, record);
         let shards: Vec<ShardView<'_>> = cluster.shards().map(view).collect();
         let quiet = review.now().ms_since(self.last_disruption) >= settings.balance_after_ms;
@@ -66,8 +69,17 @@ impl Planning {
             limits: settings.planner,
             hold: self.guard.holds(),
             quiet: quiet && promotions.is_idle(),
+            paused: self.paused && !Planted::PauseIgnored.is_in(settings.planted),
         });
         self.follow(review, promotions, changes);
+    }
+
+    fn review_pause(&mut self, review: &mut ReviewTurn<'_>) {
+        let paused = review.cluster.records.pause.get(()).is_some();
+        if paused != self.paused {
+            self.paused = paused;
+            review.turn.log(Decision::Paused(paused));
+        }
     }
 
     fn follow(

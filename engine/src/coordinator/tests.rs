@@ -1534,3 +1534,29 @@ fn a_lost_store_stays_while_no_other_good_copy_leads() {
     bench.pass(5_000);
     assert_eq!(bench.removals(), []);
 }
+
+// ---- a pause of moves for balance --------------------------------------------------------------
+
+#[test]
+fn a_pause_in_etcd_holds_back_moves_for_balance() {
+    let mut bench = Bench::leading(3, (0..4).map(shard_at).collect());
+    let from = Operator { at: TimeMs(1), name: "me@here".into() };
+    let revision = bench.revision();
+    bench.etcd.pause = Some(kept(PauseIntent { from }, revision));
+    let change = RecordChange::Pause(bench.etcd.pause.clone());
+    bench.on(Event::Changed { revision, change });
+    bench.boot(4, 1);
+    bench.send_changes_of(4);
+    bench.pass(10_000);
+    assert_eq!(bench.logged(|decision| *decision == Decision::Paused(true)), 1);
+    assert_eq!(bench.proposed(), [], "the new node gets nothing");
+    let step_down = |effect: &Effect| matches!(effect, Effect::StepDown { .. });
+    assert!(!bench.take().iter().any(step_down), "one node leads all shards, and goes on");
+
+    let revision = bench.revision();
+    bench.etcd.pause = None;
+    bench.on(Event::Changed { revision, change: RecordChange::Pause(None) });
+    bench.pass(200);
+    assert_eq!(bench.logged(|decision| *decision == Decision::Paused(false)), 1);
+    assert_ne!(bench.proposed(), []);
+}

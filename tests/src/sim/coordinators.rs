@@ -602,6 +602,7 @@ fn kind_of(decision: &Decision) -> &'static str {
         Decision::Retired { .. } => "retired",
         Decision::Draining(_) | Decision::Undrained(_) => "drained",
         Decision::Cleared(_) => "cleared",
+        Decision::Paused(_) => "paused",
         Decision::Guarded { .. } => "guarded",
         Decision::Unguarded => "unguarded",
     }
