@@ -16,6 +16,7 @@ mod etcd;
 mod exit;
 mod node;
 mod output;
+mod plan;
 mod ready;
 mod rebalance;
 mod scrub;
@@ -69,6 +70,8 @@ enum Command {
     Doctor(doctor::Args),
     /// List, drain and remove storage nodes
     Node(node::Args),
+    /// Show which copies and primaries move or wait, and why; or what a drain would move
+    Plan(plan::Args),
     /// Pause and resume the moves that only balance the load of nodes
     Rebalance(rebalance::Args),
     /// Verify all data on the disk of a node
@@ -128,6 +131,7 @@ fn main() -> ExitCode {
         Command::Get(args) => block_on(counters::get(args)),
         Command::Doctor(args) => block_on(doctor::run(args)),
         Command::Node(args) => block_on(node::run(args)),
+        Command::Plan(args) => block_on(plan::run(args)),
         Command::Rebalance(args) => block_on(rebalance::run(args)),
         Command::Scrub(args) => block_on(scrub::run(args)),
         Command::Shards(args) => block_on(shards::run(args)),

@@ -7,7 +7,10 @@
 
 use std::time::Duration;
 
-use engine::coordinator::{self, AcceptedLoss, Event, Listing, RecordChange, StoreRemoval, Writes};
+use engine::coordinator::planner::PlanView;
+use engine::coordinator::{
+    self, AcceptedLoss, Event, Listing, MovesStatus, RecordChange, StoreRemoval, Writes,
+};
 use engine::node::CasOutcome;
 use engine::records::{
     Meta, NameRecord, NodeRecord, PauseIntent, PromoteIntent, RemoveIntent, StoreRecord,
@@ -17,7 +20,7 @@ use metastore::{
     CoordinatorRecord, DrainIntent, Error, EtcdRecord, Followed, Listed, Metastore, Txn, Watch,
     WatchChange, WatchEvent, WatchSettings,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info, warn};
 
 /// A message to the driver's loop.
@@ -32,6 +35,9 @@ pub(crate) enum DriverMessage {
     /// The reason why etcd can't be used now, as a word for `/readyz`; `None` if it can. Sent when
     /// it changes.
     EtcdProblem(Option<&'static str>),
+    /// A request for the planner's inputs and the progress of moves, and where to send them: `None`
+    /// from a standby.
+    Plan(oneshot::Sender<Option<(PlanView, MovesStatus)>>),
     /// etcd's history is shorter than it was.
     WentBack,
 }

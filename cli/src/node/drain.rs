@@ -132,8 +132,8 @@ impl DrainReport {
             (false, _) => format!("{node} is no longer draining: it may hold shards again"),
             (true, 0) => format!("{node} is empty: it can be shut down"),
             (true, _) if self.stalled => format!(
-                "{node}: the drain has stalled and goes on when it can: {rest}; `dkc status` and \
-                 the log of the leading coordinator show what is missing"
+                "{node}: the drain has stalled and goes on when it can: {rest}; `dkc plan` shows \
+                 what it waits for"
             ),
             (true, _) => format!("{node} is draining: {rest}"),
         }

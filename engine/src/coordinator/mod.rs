@@ -34,7 +34,7 @@
 //! | `promotion` | shards that need a primary, their `gather` rounds, and `hand_over`s |
 //! | `bootstrap` | the creation of the cluster |
 //! | `store_status` | suspect stores, [`removal`]s, and the statuses of all others |
-//! | `planning` | the plans of the [`planner`], and the guard after a mass failure |
+//! | `planning` | the plans of the [`planner`], their `progress`, the guard after a mass failure |
 //! | `leader_state` | the time of the next review |
 //!
 //! `candidates` and `choice` find the member to promote, or the loss to be `accepted`;
@@ -61,6 +61,7 @@ mod leader_state;
 mod lists;
 mod observed;
 mod planning;
+mod progress;
 mod promotion;
 mod proposals;
 mod records;
@@ -84,6 +85,7 @@ use crate::shard_record::ShardRecord;
 use leader_state::LeaderState;
 
 pub use decision::{Decision, PlacementWait};
+pub use progress::MovesStatus;
 
 /// A value with its place in etcd's history.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -403,6 +405,8 @@ pub struct Settings {
     pub guard_ms: u64,
     /// The time without a disruption before primaries are moved for balance.
     pub balance_after_ms: u64,
+    /// Moves that are wanted have stalled if the map has not changed for this long.
+    pub stalled_after_ms: u64,
     /// The interval of lists while no other reason asks for one.
     pub relist_every_ms: u64,
     /// Shards in one transaction: at most [`SHARDS_PER_TXN`].
@@ -504,6 +508,7 @@ impl Default for Settings {
             lone_wait_ms: 60_000,
             guard_ms: 600_000,
             balance_after_ms: 5_000,
+            stalled_after_ms: 60_000,
             relist_every_ms: 180_000,
             shards_per_txn: SHARDS_PER_TXN,
             planner: planner::PlannerLimits::default(),
@@ -664,5 +669,23 @@ impl Coordinator {
     /// status`.
     pub fn waits_for(&self) -> Option<PlacementWait> {
         self.leader.as_ref()?.waits_for()
+    }
+
+    /// The progress of moves, as of the last event; `None` in a standby.
+    pub fn moves(&self) -> Option<MovesStatus> {
+        Some(self.leader.as_ref()?.moves(self.now, &self.settings))
+    }
+
+    /// The inputs of the planner, for a forecast; `None` unless this process leads and has probed
+    /// all nodes.
+    pub fn plan_view(&mut self) -> Option<planner::PlanView> {
+        // Nothing is decided, so there are no effects.
+        let mut turn = CoordinatorTurn {
+            now: self.now,
+            settings: &self.settings,
+            next_id: &mut self.next_id,
+            effects: &mut Vec::new(),
+        };
+        self.leader.as_mut()?.plan_view(&mut turn)
     }
 }

@@ -1560,3 +1560,29 @@ fn a_pause_in_etcd_holds_back_moves_for_balance() {
     assert_eq!(bench.logged(|decision| *decision == Decision::Paused(false)), 1);
     assert_ne!(bench.proposed(), []);
 }
+
+// ---- what an operator may ask ------------------------------------------------------------------
+
+#[test]
+fn a_leader_shows_its_plan_and_whether_it_moves_on() {
+    use planner::{MoveReason, MoveState};
+    let mut standby = Coordinator::new(Settings::default());
+    assert!(standby.plan_view().is_none() && standby.moves().is_none());
+
+    let mut bench = Bench::leading(3, vec![shard_at(0)]);
+    let view = bench.coordinator.plan_view().expect("it leads");
+    assert_eq!(view.forecast(10), planner::PlanForecast::default());
+    assert_eq!(bench.coordinator.moves().map(|moves| moves.wanted), Some(0));
+    let what_if = view.drained(id(2)).forecast(10).moves;
+    let [one] = &what_if[..] else { panic!("{what_if:?}") };
+    let want = (MoveState::Impossible, Some(MoveReason::NoTarget));
+    assert_eq!((one.from, (one.state, one.reason)), (Some(id(2)), want));
+
+    bench.drain(2);
+    assert_eq!(bench.accept_status(), (id(2), StoreStatus::Draining));
+    bench.pass(50_000);
+    let moves = bench.coordinator.moves().expect("it leads");
+    assert_eq!((moves.wanted, moves.stalled), (1, false));
+    bench.pass(20_000);
+    assert!(bench.coordinator.moves().expect("it leads").stalled);
+}
