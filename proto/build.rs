@@ -1,7 +1,7 @@
 //! Generates the prost and tonic code from `proto/dkc/v1`.
 
 fn main() -> std::io::Result<()> {
-    let files = ["common", "gateway", "peer", "control"];
+    let files = ["common", "gateway", "peer", "control", "operator"];
     let paths: Vec<String> =
         files.iter().map(|file| format!("proto/dkc/v1/{file}.proto")).collect();
     // The descriptors that reflection serves, comments included.

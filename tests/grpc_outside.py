@@ -22,7 +22,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 
 OWN = {
     "storage-node": ["dkc.v1.Control", "dkc.v1.Gateway", "dkc.v1.Peer"],
-    "coordinator": ["dkc.v1.Reports"],
+    "coordinator": ["dkc.v1.Operator", "dkc.v1.Reports"],
     "gateway": [],
 }
 LIMIT = 10  # seconds, for every call

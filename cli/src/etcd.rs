@@ -1,7 +1,10 @@
 //! The etcd of the commands that access it directly.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use anyhow::Context;
-use engine::records::{Meta, StoreRecord};
+use engine::ids::TimeMs;
+use engine::records::{Meta, Operator, StoreRecord};
 use metastore::{Metastore, Revisioned};
 use process::ClusterOptions;
 
@@ -26,4 +29,14 @@ pub(crate) async fn cluster(
 pub(crate) fn is_denoted_by(kept: &Revisioned<StoreRecord>, node: &str) -> bool {
     let is_named = kept.record.name == node || kept.id.to_string() == node;
     is_named && !kept.record.status.is_gone()
+}
+
+/// The user and host that run this command, and the time, for the records of what operators want.
+pub(crate) fn operator() -> Operator {
+    let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let at = TimeMs(u64::try_from(at.as_millis()).unwrap_or(u64::MAX));
+    let user = ["USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok());
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let user = user.unwrap_or_else(|| "unknown".to_owned());
+    Operator { at, name: format!("{user}@{}", host.trim()) }
 }

@@ -15,7 +15,8 @@ pub(crate) enum CommandExit {
     Failed = 1,
     /// The command line or a setting is wrong.
     Usage = 2,
-    /// The outcome of at least one increment or change is unknown.
+    /// The outcome of at least one increment or change is unknown, or moves that a command waits
+    /// for have stalled.
     Unknown = 3,
 }
 

@@ -12,11 +12,13 @@ mod count;
 mod counters;
 mod dev;
 mod doctor;
-mod drain;
 mod etcd;
 mod exit;
+mod node;
 mod output;
+mod plan;
 mod ready;
+mod rebalance;
 mod scrub;
 mod shards;
 mod signals;
@@ -66,8 +68,12 @@ enum Command {
     Ready(ready::Args),
     /// Check this machine, its disk and etcd before a role runs here
     Doctor(doctor::Args),
-    /// Move all shards off a node, so that it can be shut down
-    Drain(drain::Args),
+    /// List, drain and remove storage nodes
+    Node(node::Args),
+    /// Show which copies and primaries move or wait, and why; or what a drain would move
+    Plan(plan::Args),
+    /// Pause and resume the moves that only balance the load of nodes
+    Rebalance(rebalance::Args),
     /// Verify all data on the disk of a node
     Scrub(scrub::Args),
     /// Recover a shard whose copies are lost
@@ -124,7 +130,9 @@ fn main() -> ExitCode {
         Command::Incr(args) => block_on(counters::incr(args)),
         Command::Get(args) => block_on(counters::get(args)),
         Command::Doctor(args) => block_on(doctor::run(args)),
-        Command::Drain(args) => block_on(drain::run(args)),
+        Command::Node(args) => block_on(node::run(args)),
+        Command::Plan(args) => block_on(plan::run(args)),
+        Command::Rebalance(args) => block_on(rebalance::run(args)),
         Command::Scrub(args) => block_on(scrub::run(args)),
         Command::Shards(args) => block_on(shards::run(args)),
         Command::Status(args) => block_on(status::run(args)),

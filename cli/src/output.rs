@@ -62,6 +62,27 @@ pub(crate) fn grouped(number: u64) -> String {
     text
 }
 
+/// Formats a table with minimal column widths; `<` or `>` before a name sets the alignment.
+pub(crate) fn table(columns: &[&str], rows: Vec<Vec<String>>) -> String {
+    let header = columns.iter().map(|column| column[1..].to_owned()).collect();
+    let rows: Vec<Vec<String>> = std::iter::once(header).chain(rows).collect();
+    let width = |at: usize| rows.iter().map(|row| row[at].chars().count()).max().unwrap_or(0);
+    let widths: Vec<_> = (0..columns.len()).map(width).collect();
+    let mut text = String::new();
+    for row in &rows {
+        let cells = row.iter().zip(columns).zip(&widths).map(|((cell, column), &width)| {
+            if column.starts_with('>') {
+                format!("{cell:>width$}")
+            } else {
+                format!("{cell:<width$}")
+            }
+        });
+        text += cells.collect::<Vec<_>>().join("  ").trim_end();
+        text.push('\n');
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

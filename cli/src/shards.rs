@@ -9,19 +9,19 @@
 //! withdrawn, however the wait ends: it must not be carried out hours later.
 
 use std::io::{self, BufRead, IsTerminal};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::Context;
-use engine::ids::{Epoch, Seq, ShardId, StoreId, TimeMs, Version};
+use engine::ids::{Epoch, Seq, ShardId, StoreId, Version};
 use engine::message::{NodeQuery, NodeQueryReply, ReplicaStatus, RoleStatus};
-use engine::records::{LossRecord, NodeRecord, Operator, PromoteIntent, StoreRecord};
+use engine::records::{LossRecord, NodeRecord, PromoteIntent, StoreRecord};
 use engine::shard_record::ShardRecord;
 use metastore::{CasOutcome, CoordinatorRecord, Metastore, Revisioned};
 use process::ClusterOptions;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use crate::etcd::{cluster, connect, is_denoted_by};
+use crate::etcd::{cluster, connect, is_denoted_by, operator};
 use crate::exit::CommandExit;
 use crate::output::{self, note};
 use crate::signals::Signals;
@@ -358,10 +358,7 @@ enum ShardChange {
 
 impl PromoteRequest {
     fn new(metastore: Metastore, config: ShardRecord, store: StoreId) -> Self {
-        let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let at = TimeMs(u64::try_from(at.as_millis()).unwrap_or(u64::MAX));
-        let from = Operator { at, name: operator() };
-        let intent = PromoteIntent { store, version: config.version, from };
+        let intent = PromoteIntent { store, version: config.version, from: operator() };
         Self { metastore, config, intent }
     }
 
@@ -518,18 +515,11 @@ fn verdict(
     (CommandExit::Done, Some(remark))
 }
 
-/// The user and host that run this command, for the loss record.
-fn operator() -> String {
-    let user = ["USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok());
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    format!("{}@{}", user.unwrap_or_else(|| "unknown".to_owned()), host.trim())
-}
-
 #[cfg(test)]
 mod tests {
-    use engine::ids::{Boot, Slots, StoreBoot};
+    use engine::ids::{Boot, Slots, StoreBoot, TimeMs};
     use engine::message::DigestPoint;
-    use engine::records::StoreStatus;
+    use engine::records::{Operator, StoreStatus};
 
     use super::*;
 

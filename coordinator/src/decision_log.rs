@@ -113,6 +113,13 @@ fn log_decision(decision: &Decision, directory: &NodeDirectory, gauges: &Gauges)
             let node = name(store);
             warn!(node, %store, %to, "store lost: another store has its name, and gets its shards");
         }
+        Decision::Retired { store, lost: false } => {
+            info!(node = name(store), %store, "node removed from the cluster");
+        }
+        Decision::Retired { store, lost: true } => {
+            let node = name(store);
+            warn!(node, %store, "store lost: an operator gave it up, others get its shards");
+        }
         Decision::Draining(store) => {
             info!(node = name(store), "draining node: its shards and copies move to other nodes");
         }
@@ -120,6 +127,8 @@ fn log_decision(decision: &Decision, directory: &NodeDirectory, gauges: &Gauges)
         Decision::Cleared(store) => {
             info!(node = name(store), "store no longer suspect: all its copies are new")
         }
+        Decision::Paused(true) => info!("an operator paused moves for balance alone"),
+        Decision::Paused(false) => info!("an operator resumed moves for balance alone"),
         Decision::Guarded { away, of } => {
             warn!(away, of, "many nodes lost at once, creation of new copies paused");
         }

@@ -150,6 +150,12 @@ impl Driver {
                 self.publish_status();
                 Ok(())
             }
+            DriverMessage::Plan(reply) => {
+                let view = self.coordinator.plan_view().zip(self.coordinator.moves());
+                // The client may have gone.
+                drop(reply.send(view));
+                Ok(())
+            }
             DriverMessage::WentBack => Err(DriverExit::WentBack),
         }
     }
@@ -169,6 +175,7 @@ impl Driver {
             self.perform(effect, &mut decisions)?;
         }
         log_decisions(decisions, &self.state.directory, &self.gauges);
+        self.gauges.moves(&self.coordinator.moves().unwrap_or_default());
         self.publish_status();
         Ok(())
     }

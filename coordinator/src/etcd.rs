@@ -7,15 +7,20 @@
 
 use std::time::Duration;
 
-use engine::coordinator::{self, AcceptedLoss, Event, Listing, RecordChange, Writes};
+use engine::coordinator::planner::PlanView;
+use engine::coordinator::{
+    self, AcceptedLoss, Event, Listing, MovesStatus, RecordChange, StoreRemoval, Writes,
+};
 use engine::node::CasOutcome;
-use engine::records::{Meta, NameRecord, NodeRecord, PromoteIntent, StoreRecord};
+use engine::records::{
+    Meta, NameRecord, NodeRecord, PauseIntent, PromoteIntent, RemoveIntent, StoreRecord,
+};
 use engine::shard_record::ShardRecord;
 use metastore::{
     CoordinatorRecord, DrainIntent, Error, EtcdRecord, Followed, Listed, Metastore, Txn, Watch,
     WatchChange, WatchEvent, WatchSettings,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info, warn};
 
 /// A message to the driver's loop.
@@ -30,6 +35,9 @@ pub(crate) enum DriverMessage {
     /// The reason why etcd can't be used now, as a word for `/readyz`; `None` if it can. Sent when
     /// it changes.
     EtcdProblem(Option<&'static str>),
+    /// A request for the planner's inputs and the progress of moves, and where to send them: `None`
+    /// from a standby.
+    Plan(oneshot::Sender<Option<(PlanView, MovesStatus)>>),
     /// etcd's history is shorter than it was.
     WentBack,
 }
@@ -74,6 +82,8 @@ impl EtcdHandle {
             self.metastore.list::<ShardRecord>(),
             self.metastore.list::<DrainIntent>(),
             self.metastore.list::<PromoteIntent>(),
+            self.metastore.list::<RemoveIntent>(),
+            self.metastore.list::<PauseIntent>(),
         )?;
         Ok(listing(lists))
     }
@@ -85,6 +95,15 @@ impl EtcdHandle {
         let txn = match &writes {
             Writes::Meta(meta) => txn.create(&(), meta),
             Writes::Store { store, expect, record } => write(txn, store, record, *expect),
+            Writes::Removal(removal) => {
+                let StoreRemoval { store, expect, record, intent, drain } = &**removal;
+                let txn = write(txn, store, record, *expect);
+                let txn = txn.delete::<RemoveIntent>(store, *intent);
+                match drain {
+                    Some(at) => txn.delete::<DrainIntent>(store, *at),
+                    None => txn,
+                }
+            }
             Writes::Shards(shards) => shards
                 .iter()
                 .fold(txn, |txn, (expect, record)| write(txn, &record.shard(), record, *expect)),
@@ -118,6 +137,9 @@ impl EtcdHandle {
         let mut shards = self.metastore.watch::<ShardRecord>(settings());
         let mut drains = self.metastore.watch::<DrainIntent>(settings());
         let mut promotes = self.metastore.watch::<PromoteIntent>(settings());
+        let mut removes = self.metastore.watch::<RemoveIntent>(settings());
+        let mut pauses = self.metastore.watch::<PauseIntent>(settings());
+        let pause = |(), one| RecordChange::Pause(one);
         let drain = |store, one: Option<_>| RecordChange::Drain(store, one.map(without_value));
         loop {
             let message = tokio::select! {
@@ -128,6 +150,8 @@ impl EtcdHandle {
                 message = next(&mut shards, RecordChange::Shard) => message,
                 message = next(&mut drains, drain) => message,
                 message = next(&mut promotes, RecordChange::Promote) => message,
+                message = next(&mut removes, RecordChange::Remove) => message,
+                message = next(&mut pauses, pause) => message,
             };
             let ends = matches!(message, DriverMessage::WentBack);
             if self.messages.send(message).await.is_err() || ends {
@@ -188,12 +212,15 @@ type RecordLists = (
     Listed<ShardRecord>,
     Listed<DrainIntent>,
     Listed<PromoteIntent>,
+    Listed<RemoveIntent>,
+    Listed<PauseIntent>,
 );
 
 /// Combines lists of several revisions into one listing, which has the oldest of their revisions.
 /// With a later one it would claim to contain changes that the oldest list lacks, and the state
 /// machine ignores a change that a listing contains already.
-fn listing((meta, stores, names, nodes, shards, drains, promotes): RecordLists) -> Listing {
+fn listing(lists: RecordLists) -> Listing {
+    let (meta, stores, names, nodes, shards, drains, promotes, removes, pause) = lists;
     let revisions = [
         meta.revision,
         stores.revision,
@@ -202,6 +229,8 @@ fn listing((meta, stores, names, nodes, shards, drains, promotes): RecordLists) 
         shards.revision,
         drains.revision,
         promotes.revision,
+        removes.revision,
+        pause.revision,
     ];
     Listing {
         revision: revisions.into_iter().min().unwrap_or(0),
@@ -212,6 +241,8 @@ fn listing((meta, stores, names, nodes, shards, drains, promotes): RecordLists) 
         shards: shards.all.into_iter().map(at_revision).collect(),
         drains: by_id(drains).into_iter().map(|(id, one)| (id, without_value(one))).collect(),
         promotes: by_id(promotes),
+        removes: by_id(removes),
+        pause: pause.all.into_iter().next().map(at_revision),
     }
 }
 
@@ -283,7 +314,7 @@ mod tests {
 
     #[test]
     fn a_listing_has_the_revision_of_its_oldest_list() {
-        for oldest in 0..7_u64 {
+        for oldest in 0..9_u64 {
             let at = |list: u64| if list == oldest { 4 } else { 5 + list };
             let lists = (
                 none_at(at(0)),
@@ -293,6 +324,8 @@ mod tests {
                 none_at(at(4)),
                 none_at(at(5)),
                 none_at(at(6)),
+                none_at(at(7)),
+                none_at(at(8)),
             );
             assert_eq!(listing(lists).revision, 4, "list {oldest}");
         }

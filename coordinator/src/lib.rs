@@ -20,6 +20,7 @@ mod metrics;
 mod node_directory;
 mod nodes;
 mod options;
+mod plans;
 mod reports;
 mod service;
 

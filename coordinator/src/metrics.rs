@@ -1,5 +1,6 @@
 //! The metrics of a coordinator.
 
+use engine::coordinator::MovesStatus;
 use engine::coordinator::decision::Cause;
 use engine::node::CasOutcome;
 use telemetry::metrics;
@@ -21,6 +22,9 @@ metrics! {
             as "losses", "Shards that began an epoch with a recorded data loss";
         pub(crate) elections: Counter as "elections", "Elections that this process has won";
         pub(crate) leading: Gauge as "leading", "1 while this process is the leader";
+        moves_wanted: Gauge as "moves_wanted", "Shards that the planner wants to move a copy of";
+        moves_stalled: Gauge
+            as "moves_stalled", "1 while moves are wanted and none has made progress for long";
         deaths: Family<Label, Counter> as "node_deaths", "Nodes found dead by a probe";
         proposals: Family<Label, Counter> as "proposals", "Transactions sent to etcd";
         pub(crate) promotion_seconds: Histogram =
@@ -44,6 +48,11 @@ impl Gauges {
             drop(gauges.proposals.get_or_create(&[("outcome", outcome)]));
         }
         gauges
+    }
+
+    pub(crate) fn moves(&self, moves: &MovesStatus) {
+        self.moves_wanted.set(i64::try_from(moves.wanted).unwrap_or(i64::MAX));
+        self.moves_stalled.set(i64::from(moves.stalled));
     }
 
     pub(crate) fn died(&self, why: Cause) {

@@ -48,7 +48,9 @@ impl NodeDirectory {
             | RecordChange::Node(_, None)
             | RecordChange::Shard(..)
             | RecordChange::Drain(..)
-            | RecordChange::Promote(..) => {}
+            | RecordChange::Promote(..)
+            | RecordChange::Remove(..)
+            | RecordChange::Pause(..) => {}
         }
     }
 

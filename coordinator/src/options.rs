@@ -82,6 +82,15 @@ pub struct Options {
     /// Seconds after which the copies of a dead node are created on other nodes
     #[arg(long, env = "DKC_REBUILD_DELAY", default_value_t = 600)]
     pub rebuild_delay: u64,
+    /// Seconds without a change of the map after which moves that are wanted count as stalled
+    #[arg(
+        long,
+        env = "DKC_STALLED_AFTER",
+        value_name = "SECONDS",
+        default_value_t = 60,
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
+    pub stalled_after: u32,
 }
 
 impl Options {
@@ -126,6 +135,7 @@ impl Options {
             new_cluster,
             expect_nodes: self.expect_nodes,
             rebuild_delay_ms: self.rebuild_delay.saturating_mul(1_000),
+            stalled_after_ms: u64::from(self.stalled_after) * 1_000,
             lease_ttl_ms: u64::from(self.process.lease_ttl) * 1_000,
             ..Settings::default()
         }

@@ -3,6 +3,7 @@
 use engine::coordinator::Coordinator;
 use metastore::{CoordinatorRecord, LeaseSettings, Metastore};
 use process::{ProcessExit, StopSignals};
+use proto::wire::operator_server::{self, OperatorServer};
 use proto::wire::reports_server::{self, ReportsServer};
 use telemetry::files::{self, ConnectionLimit};
 use telemetry::{Health, Metrics};
@@ -17,6 +18,7 @@ use crate::driver::{Driver, DriverState};
 use crate::etcd::EtcdHandle;
 use crate::metrics::Gauges;
 use crate::nodes::Nodes;
+use crate::plans::PlanService;
 use crate::reports::ReportService;
 
 /// The capacity of the queue of messages to the driver.
@@ -56,14 +58,16 @@ pub async fn serve(options: Options, stop: impl Future<Output = ()>) -> Result<(
     let (listener, address) = options.listen.bind().await?;
     let (messages, inbox) = mpsc::channel(INBOX_MAX);
     let (led_cluster, led_cluster_now) = watch::channel(None);
-    let own = [reports_server::SERVICE_NAME];
+    let own = [operator_server::SERVICE_NAME, reports_server::SERVICE_NAME];
     let common = telemetry::grpc(&health, proto::DESCRIPTORS, &own).await;
     let common = common.map_err(|error| ProcessExit::Failed(format!("reflection: {error}")))?;
+    let plans = PlanService::new(messages.clone(), led_cluster_now.clone());
+    let plans = proto::limited!(OperatorServer::new(plans));
     let reports = ReportService::new(messages.clone(), led_cluster_now);
     let reports = proto::limited!(ReportsServer::new(reports));
     let incoming = connections.incoming(listener);
     beside.spawn(tasks.forever("serving --listen", async move {
-        let server = Server::builder().add_routes(common).add_service(reports);
+        let server = Server::builder().add_routes(common).add_service(reports).add_service(plans);
         if let Err(error) = server.serve_with_incoming(incoming).await {
             error!(%error, "gRPC server failed, reports are no longer received");
         }

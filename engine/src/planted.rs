@@ -191,6 +191,10 @@ bugs! {
     /// A primary that asks to be replaced because its copy is wrong counts as a good copy beside a
     /// store that is offline.
     ResignedIsGood,
+    /// A store leaves the cluster although it holds copies, or is to hold some.
+    RemovesWhatHolds,
+    /// Moves for balance alone begin although an operator has paused them.
+    PauseIgnored,
     /// A driver lets a load begin after later events: it reads a later state.
     LoadBeginsLate,
     /// A driver lets messages of one connection overtake each other.

@@ -127,6 +127,24 @@ pub struct PromoteIntent {
     pub from: Operator,
 }
 
+/// `intent/remove/{uuid}`: an operator wants this store out of the cluster for good.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct RemoveIntent {
+    /// The boot that the operator has seen: after another start the intent has no effect.
+    pub boot: Boot,
+    /// The store may still be counted on for copies: it is given up, since it will not return.
+    pub lost: bool,
+    /// The operator.
+    pub from: Operator,
+}
+
+/// `intent/pause`: an operator wants no moves for balance alone.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct PauseIntent {
+    /// The operator.
+    pub from: Operator,
+}
+
 /// The author of a command.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Operator {
@@ -338,6 +356,50 @@ impl PromoteIntent {
     }
 }
 
+impl RemoveIntent {
+    /// Encodes the record.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = vec![FORMAT];
+        put_varint(&mut out, self.boot.0);
+        out.push(u8::from(self.lost));
+        put_operator(&mut out, &self.from);
+        out
+    }
+
+    /// Decodes the record. The error names the field that can't be read.
+    pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
+        let mut from = begin(bytes, "remove intent format")?;
+        let intent = Self {
+            boot: Boot(from.varint("removed boot")?),
+            lost: match from.u8("removed as lost")? {
+                0 => false,
+                1 => true,
+                _ => return Err(Malformed("removed as lost")),
+            },
+            from: operator(&mut from)?,
+        };
+        from.finish("remove intent")?;
+        Ok(intent)
+    }
+}
+
+impl PauseIntent {
+    /// Encodes the record.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = vec![FORMAT];
+        put_operator(&mut out, &self.from);
+        out
+    }
+
+    /// Decodes the record. The error names the field that can't be read.
+    pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
+        let mut from = begin(bytes, "pause intent format")?;
+        let intent = Self { from: operator(&mut from)? };
+        from.finish("pause intent")?;
+        Ok(intent)
+    }
+}
+
 impl LossRecord {
     /// Encodes the record.
     pub fn encode(&self) -> Vec<u8> {
@@ -427,6 +489,15 @@ mod tests {
         bytes.extend([9, 0xAC, 2, 3, b'a', b'@', b'b']);
         assert_eq!(intent.encode(), bytes);
         assert_eq!(PromoteIntent::decode(&bytes), Ok(intent));
+        let remove = RemoveIntent { boot: Boot(3), lost: true, from: me.clone() };
+        let bytes = [1, 3, 1, 0xAC, 2, 3, b'a', b'@', b'b'];
+        assert_eq!(remove.encode(), bytes);
+        assert_eq!(RemoveIntent::decode(&bytes), Ok(remove));
+        assert!(RemoveIntent::decode(&[1, 3, 2, 0, 0]).is_err());
+        let pause = PauseIntent { from: me.clone() };
+        let bytes = [1, 0xAC, 2, 3, b'a', b'@', b'b'];
+        assert_eq!(pause.encode(), bytes);
+        assert_eq!(PauseIntent::decode(&bytes), Ok(pause));
         let loss = LossRecord {
             shard: ShardId(300),
             epoch: Epoch(5),

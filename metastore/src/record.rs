@@ -9,7 +9,8 @@ use std::fmt::Debug;
 use engine::codec::{Malformed, Reader, put_bytes};
 use engine::ids::{Epoch, ShardId, StoreId};
 use engine::records::{
-    GatewayRecord, LossRecord, Meta, NameRecord, NodeRecord, PromoteIntent, StoreRecord,
+    GatewayRecord, LossRecord, Meta, NameRecord, NodeRecord, PauseIntent, PromoteIntent,
+    RemoveIntent, StoreRecord,
 };
 use engine::shard_record::ShardRecord;
 
@@ -118,6 +119,8 @@ record!(NameRecord, "name/", String, String::clone, named);
 record!(GatewayRecord, "gateway/", u128, |nonce: &u128| format!("{nonce:032x}"), hex);
 record!(DrainIntent, "intent/drain/", StoreId, StoreId::to_string, store);
 record!(PromoteIntent, "intent/promote/", ShardId, ShardId::to_string, shard);
+record!(RemoveIntent, "intent/remove/", StoreId, StoreId::to_string, store);
+record!(PauseIntent, "intent/pause", (), |(): &()| String::new(), only);
 record!(LossRecord, "loss/", (ShardId, Epoch), epoch_name, epoch, |loss: &Self, id: &_| {
     (loss.shard, loss.epoch) == *id
 });
@@ -185,6 +188,8 @@ mod tests {
         check::<ShardRecord>(&ShardId(0), "shard/0");
         check::<DrainIntent>(&StoreId(1), "intent/drain/00000000000000000000000000000001");
         check::<PromoteIntent>(&ShardId(2730), "intent/promote/2730");
+        check::<PauseIntent>(&(), "intent/pause");
+        check::<RemoveIntent>(&StoreId(1), "intent/remove/00000000000000000000000000000001");
         check::<LossRecord>(&(ShardId(2730), Epoch(5)), "loss/2730-5");
     }
 

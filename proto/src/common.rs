@@ -152,9 +152,7 @@ always_valid! {
     Seq = u64, |seq| seq.0, Seq;
     TimeMs = u64, |time| time.0, TimeMs;
     StoreBoot = wire::StoreBoot, wire::StoreBoot::from, Self::from;
-    StoreId = wire::StoreId,
-        |store| wire::StoreId { high: high(store.0), low: store.0 as u64 },
-        |id| Self(joined(id.high, id.low));
+    StoreId = wire::StoreId, wire::StoreId::from, Self::from;
     SessionId = wire::SessionId,
         |SessionId(Revision { incarnation, revision })| wire::SessionId { incarnation, revision },
         |wire::SessionId { incarnation, revision }| Self(Revision { incarnation, revision });
@@ -166,6 +164,18 @@ fn joined(high: u64, low: u64) -> u128 {
 
 fn high(number: u128) -> u64 {
     (number >> 64) as u64
+}
+
+impl From<StoreId> for wire::StoreId {
+    fn from(store: StoreId) -> Self {
+        Self { high: high(store.0), low: store.0 as u64 }
+    }
+}
+
+impl From<wire::StoreId> for StoreId {
+    fn from(from: wire::StoreId) -> Self {
+        Self(joined(from.high, from.low))
+    }
 }
 
 impl From<StoreBoot> for wire::StoreBoot {

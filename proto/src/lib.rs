@@ -21,6 +21,7 @@ mod gateway;
 mod invalid;
 mod merged;
 mod open;
+mod operator;
 mod peer;
 mod snapshot;
 

@@ -314,7 +314,9 @@ impl ExtraFlags {
             }
             let Self { coordinators, nodes, gateways } = &mut extra;
             let heaps = match flag {
-                "rebuild-delay" | "idempotency-window" | "idempotency-bytes" => vec![coordinators],
+                "rebuild-delay" | "stalled-after" | "idempotency-window" | "idempotency-bytes" => {
+                    vec![coordinators]
+                }
                 "workers" | "linger-us" => vec![gateways],
                 "lease-ttl" => vec![coordinators, nodes, gateways],
                 _ => vec![nodes],

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::page::{ClusterInfo, DamagedCopy, LossInfo, NodeInfo, NotOpen, ShardInfo, Summary};
-use crate::output::grouped;
+use crate::output::{grouped, table};
 
 /// The maximum number of rows without `--all`.
 const ROWS_MAX: usize = 20;
@@ -188,27 +188,6 @@ fn shards(shards: &[&ShardInfo]) -> String {
     };
     let columns = [">SHARD", "<STATE", ">EPOCH", "<PRIMARY", ">LAG", "<IN SYNC", "<LEARNERS"];
     table(&columns, shards.iter().map(row).collect())
-}
-
-/// Formats a table with minimal column widths; `<` or `>` before a name sets the alignment.
-fn table(columns: &[&str], rows: Vec<Vec<String>>) -> String {
-    let header = columns.iter().map(|column| column[1..].to_owned()).collect();
-    let rows: Vec<Vec<String>> = std::iter::once(header).chain(rows).collect();
-    let width = |at: usize| rows.iter().map(|row| row[at].chars().count()).max().unwrap_or(0);
-    let widths: Vec<_> = (0..columns.len()).map(width).collect();
-    let mut text = String::new();
-    for row in &rows {
-        let cells = row.iter().zip(columns).zip(&widths).map(|((cell, column), &width)| {
-            if column.starts_with('>') {
-                format!("{cell:>width$}")
-            } else {
-                format!("{cell:<width$}")
-            }
-        });
-        text += cells.collect::<Vec<_>>().join("  ").trim_end();
-        text.push('\n');
-    }
-    text
 }
 
 #[cfg(test)]

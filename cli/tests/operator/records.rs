@@ -5,7 +5,9 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use engine::ids::{Boot, Epoch, ShardId, Slots, StoreBoot, StoreId, Version};
-use engine::records::{Meta, NodeRecord, PromoteIntent, StoreRecord, StoreStatus};
+use engine::records::{
+    Meta, NodeRecord, PauseIntent, PromoteIntent, RemoveIntent, StoreRecord, StoreStatus,
+};
 use engine::shard_record::ShardRecord;
 use engine::store::log::group::{Owner, SegmentHeader};
 use metastore::{CasOutcome, CoordinatorRecord, DrainIntent, EtcdRecord, Metastore, Settings};
@@ -145,19 +147,19 @@ const PROMOTE: [&str; 6] = ["shards", "promote", "0", "node-1", "--accept-loss",
 #[test]
 fn unknown_and_ambiguous_names_are_rejected() {
     let records = Records::none();
-    records.check(&["drain", "node-1"], 2, "no node \"node-1\"");
+    records.check(&["node", "drain", "node-1"], 2, "no node \"node-1\"");
     records.check(&["scrub", "--all"], 1, "no cluster \"test\"");
     records.check(&PROMOTE, 1, "no cluster \"test\"");
 
     let records = Records::of_one_shard();
-    records.check(&["drain", "node-9"], 2, "known nodes: node-1");
+    records.check(&["node", "drain", "node-9"], 2, "known nodes: node-1");
     records.check(&["scrub", "node-9"], 2, "not running: node-9");
     let promote = |shard, node| ["shards", "promote", shard, node, "--accept-loss", "--yes"];
     records.check(&promote("7", "node-1"), 2, "no shard 7");
     records.check(&promote("0", "node-9"), 2, "node \"node-9\" is not running");
     records.check(&PROMOTE[..5], 2, "add --yes");
     records.add_store(StoreId(2), "node-1");
-    records.check(&["drain", "node-1"], 2, "denotes several stores");
+    records.check(&["node", "drain", "node-1"], 2, "denotes several stores");
     assert_eq!(records.get::<DrainIntent>(&NODE_1), None);
     records.nothing_is_asked_for();
 }
@@ -172,22 +174,33 @@ fn a_scrub_of_a_node_that_does_not_answer_fails() {
 #[test]
 fn a_drain_without_a_node_for_the_copies_is_refused() {
     let records = Records::of_one_shard();
-    records.check(&["drain", "node-1", "--detach"], 1, "can hold copies is 0");
+    let drain = ["node", "drain", "node-1", "--detach"];
+    records.check(&drain, 1, "can hold copies is 0");
     assert_eq!(records.get::<DrainIntent>(&NODE_1), None);
-    records.check(&["drain", "node-1", "--detach", "--wait"], 0, "is draining");
-    records.check(&["drain", "node-1", "--detach"], 0, "is draining");
-    records.check(&["drain", "node-1", "--undo"], 0, "no longer draining");
+    records.check(&[&drain[..], &["--wait"]].concat(), 0, "is draining");
+    records.check(&drain, 0, "is draining");
+    records.check(&["node", "undrain", "node-1"], 0, "no longer draining");
     // A node that does not run can't take the copies either.
     records.add_store(StoreId(2), "node-2");
-    records.check(&["drain", "node-1", "--detach"], 1, "can hold copies is 0");
-    records.check(&["drain", "node-2", "--detach"], 0, "node-2 is empty");
+    records.check(&drain, 1, "can hold copies is 0");
+    records.check(&["node", "drain", "node-2", "--detach"], 0, "node-2 is empty");
+}
+
+/// No coordinator carries the drain out here, so nothing moves.
+#[test]
+fn a_drain_that_does_not_move_ends_as_stalled_and_stays() {
+    let records = Records::of_one_shard();
+    records.check(&["node", "drain", "node-1", "--wait", "--detach"], 0, "is draining");
+    let drain = ["node", "drain", "node-1", "--stalled-after", "1"];
+    records.check(&drain, 3, "node-1: the drain has stalled");
+    assert_eq!(records.get::<DrainIntent>(&NODE_1), Some(DrainIntent));
 }
 
 #[test]
 fn a_drain_whose_answer_was_lost_is_not_claimed() {
     let records = Records::of_one_shard();
-    let drain = ["drain", "node-1", "--wait", "--detach"];
-    let undo = ["drain", "node-1", "--undo"];
+    let drain = ["node", "drain", "node-1", "--wait", "--detach"];
+    let undo = ["node", "undrain", "node-1"];
     records.txns(&[Fate::LoseCall]);
     records.check(&drain, 1, "run the command again");
     records.check(&undo, 0, "no longer draining");
@@ -195,6 +208,75 @@ fn a_drain_whose_answer_was_lost_is_not_claimed() {
     records.txns(&[Fate::LoseCall]);
     records.check(&undo, 1, "run the command again");
     assert_eq!(records.get::<DrainIntent>(&NODE_1), Some(DrainIntent));
+}
+
+#[test]
+fn nodes_are_listed_with_what_they_hold() {
+    let records = Records::of_one_shard();
+    records.add_store(StoreId(2), "node-2");
+    records.check(&["node", "list"], 0, "node-1  up     -     -         1       1        1\n");
+    records.check(&["node", "list"], 0, "node-2  away   -     -         0       0        0\n");
+    let json = "\"state\":\"up\",\"running\":true,\"leads\":1,\"copies\":1,\"in_sync\":1}";
+    records.check(&["node", "list", "--json"], 0, json);
+}
+
+#[test]
+fn moves_for_balance_are_paused_and_resumed() {
+    let records = Records::none();
+    records.check(&["rebalance", "--pause"], 1, "no cluster \"test\"");
+    let records = Records::of_one_shard();
+    let go_on = "moves for balance go on";
+    records.check(&["rebalance"], 0, go_on);
+    records.check(&["rebalance", "--pause"], 0, "are paused by ");
+    records.check(&["rebalance", "--pause"], 0, "are paused by ");
+    records.check(&["rebalance", "--json"], 0, "{\"paused\":true,\"by\":\"");
+    assert!(records.get::<PauseIntent>(&()).is_some());
+    records.txns(&[Fate::LoseCall]);
+    records.check(&["rebalance", "--resume"], 1, "run the command again");
+    records.check(&["rebalance", "--resume"], 0, go_on);
+    records.check(&["rebalance", "--resume"], 0, go_on);
+    assert_eq!(records.get::<PauseIntent>(&()), None);
+}
+
+/// A node that may not leave is refused before anything is asked for. Here no coordinator carries
+/// out the removal of the one that may, so the request is withdrawn.
+#[test]
+fn a_node_is_removed_only_once_it_is_empty_and_stopped() {
+    let records = Records::of_one_shard();
+    records.add_store(StoreId(2), "node-2");
+    let remove = |node, more: &[&'static str]| [&["node", "remove", node][..], more].concat();
+    records.check(&remove("node-9", &[]), 2, "known nodes: node-1 node-2");
+    records.check(&remove("node-1", &[]), 1, "node-1 cannot be removed: its process runs");
+    records.delete::<NodeRecord>(&NODE_1);
+    records.check(&remove("node-1", &[]), 1, "1 shards have copies there");
+    records.check(&remove("node-1", &["--lost"]), 1, "no other good one that leads, shard 0");
+    assert_eq!(records.get::<RemoveIntent>(&NODE_1), None);
+    let waits = ["--wait", "1"];
+    records.check(&remove("node-2", &waits), 1, "the request is withdrawn");
+    assert_eq!(records.get::<RemoveIntent>(&StoreId(2)), None);
+
+    let child = records.start(&remove("node-2", &["--json"]));
+    records.retire(StoreId(2));
+    ends(child, 0, "\"state\":\"retired\"}");
+    records.check(&["node", "list"], 0, "node-1  away");
+    records.check(&["node", "list", "--all"], 0, "node-2  retired");
+    records.delete::<CoordinatorRecord>(&());
+    records.add_store(StoreId(3), "node-3");
+    records.check(&remove("node-3", &[]), 1, "no coordinator is leader");
+}
+
+impl Records {
+    /// Acts as the coordinator, once there is an intent to remove this store.
+    fn retire(&self, id: StoreId) {
+        let began = Instant::now();
+        while self.get::<RemoveIntent>(&id).is_none() {
+            assert!(began.elapsed() < Duration::from_secs(20), "there is no request");
+        }
+        let kept = self.runtime.block_on(self.store.get::<StoreRecord>(&id)).unwrap().unwrap();
+        let record = StoreRecord { status: StoreStatus::Retired, ..kept.record };
+        let changed = self.runtime.block_on(self.store.replace(&id, &record, kept.modified));
+        assert!(matches!(changed, Ok(CasOutcome::Done { .. })), "{changed:?}");
+    }
 }
 
 /// However the wait ends, the request is withdrawn: carried out a day later, it would discard

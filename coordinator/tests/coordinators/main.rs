@@ -14,8 +14,10 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-use engine::ids::{Boot, Epoch, ShardId, StoreBoot, StoreId, Version};
-use engine::records::{Meta, NodeRecord};
+use engine::ids::{Boot, Epoch, ShardId, StoreBoot, StoreId, TimeMs, Version};
+use engine::records::{
+    Meta, NodeRecord, Operator, PauseIntent, RemoveIntent, StoreRecord, StoreStatus,
+};
 use engine::shard_record::ShardRecord;
 use metastore::{CasOutcome, CoordinatorRecord, DrainIntent, Metastore, Settings};
 
@@ -24,6 +26,8 @@ use calls::{Calls, Fate};
 use coordinator::Options;
 use etcd::{Etcd, Relay};
 use node::Node;
+use proto::wire;
+use proto::wire::operator_client::OperatorClient;
 
 const CLUSTER: &str = "test";
 /// The time to live of the nodes' leases; that of a coordinator is 1 s.
@@ -523,6 +527,64 @@ async fn a_draining_node_hands_its_shards_over() {
         let record = after.iter().find(|record| record.shard() == shard).expect("it is there");
         assert!(record.epoch > epoch, "promoted after it had stepped down: {record:?}");
     }
+}
+
+/// While moves for balance are paused, a node that joins gets nothing. Once it has stopped, it is
+/// removed as an operator wants it.
+#[tokio::test]
+async fn a_node_that_holds_nothing_and_has_stopped_is_removed() {
+    let mut cluster = Cluster::placed().await;
+    let from = Operator { at: TimeMs(1), name: "me@here".into() };
+    let made = cluster.store.create(&(), &PauseIntent { from: from.clone() }).await;
+    assert!(matches!(made.expect("an answer"), CasOutcome::Done { .. }));
+    cluster.add(4).await;
+    let (fourth, boot) = (StoreId(4), Boot(1));
+    let made = cluster.store.create(&fourth, &RemoveIntent { boot, lost: false, from }).await;
+    assert!(matches!(made.expect("an answer"), CasOutcome::Done { .. }));
+    let status = async || {
+        let kept = cluster.store.get::<StoreRecord>(&fourth).await.expect("a read");
+        kept.expect("it was registered").record.status
+    };
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(status().await, StoreStatus::Active, "it runs");
+    cluster.nodes.remove(&4);
+    let removed = async {
+        while status().await != StoreStatus::Retired {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    within(15, removed).await;
+    assert_eq!(cluster.store.get::<RemoveIntent>(&fourth).await.expect("a read"), None);
+    assert!(cluster.shards().await.iter().all(|one| !one.target.contains(&fourth)));
+}
+
+#[tokio::test]
+async fn the_leader_shows_its_plan_and_a_standby_does_not() {
+    let cluster = Cluster::placed().await;
+    let id = cluster.cluster_id().await;
+    let plan = async |address: String, id, drain| {
+        let client = OperatorClient::connect(format!("http://{address}")).await;
+        let answer = client.expect("it listens").plan(wire::PlanQuery::new(id, drain)).await;
+        answer.map(tonic::Response::into_inner)
+    };
+    let leader = cluster.coordinator.address();
+    let level = plan(leader.clone(), id, None).await.expect("a plan");
+    assert_eq!((level.moves.len(), level.stalled, level.obstacle), (0, false, None));
+    let drained = plan(leader.clone(), id, Some(StoreId(1))).await.expect("a plan");
+    let obstacle = drained.obstacle.expect("there are three nodes for three copies");
+    assert!(obstacle.contains("can hold copies is 2"), "{obstacle}");
+    let stuck = drained.moves.iter().filter(|it| it.reason.as_deref() == Some("no-target"));
+    assert_eq!(stuck.count(), 12);
+    let other = plan(leader, id + 1, None).await.expect_err("another cluster's");
+    assert_eq!(other.code(), tonic::Code::FailedPrecondition);
+
+    let standby = Process::start(flags(&cluster.etcd.endpoint(), 2));
+    standby.readyz_is((200, "ok")).await;
+    let refused = plan(standby.address(), id, None).await.expect_err("a standby");
+    assert_eq!(refused.code(), tonic::Code::Unavailable);
+    let (_, metrics) = cluster.coordinator.page("/metrics").await.expect("it listens");
+    assert!(metrics.contains("dkc_moves_wanted 0"), "{metrics}");
+    assert!(metrics.contains("dkc_moves_stalled 0"), "{metrics}");
 }
 
 #[tokio::test]

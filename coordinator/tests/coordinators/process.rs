@@ -34,6 +34,7 @@ pub(crate) fn flags(etcd: &str, number: u32) -> Options {
         idempotency_bytes: None,
         expect_nodes: Some(3),
         rebuild_delay: 600,
+        stalled_after: 60,
     }
 }
 

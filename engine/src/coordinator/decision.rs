@@ -90,12 +90,21 @@ pub enum Decision {
         /// The store that has its name now.
         to: StoreId,
     },
+    /// An operator has taken the store out of the cluster.
+    Retired {
+        /// The store.
+        store: StoreId,
+        /// The store was counted on for copies, and is given up.
+        lost: bool,
+    },
     /// An operator wants the store emptied.
     Draining(StoreId),
     /// The operator has withdrawn the drain of the store.
     Undrained(StoreId),
     /// A suspect store is trusted again: none of its former copies is left.
     Cleared(StoreId),
+    /// An operator has paused, or resumed, the moves for balance alone.
+    Paused(bool),
     /// Many nodes vanished at once: no new copies are made for now.
     Guarded {
         /// The number of nodes that are away.

@@ -8,12 +8,13 @@ use crate::coordinator::dead_members::remove_dead;
 use crate::coordinator::decision::{Decision, PlacementWait};
 use crate::coordinator::lists::ListRequests;
 use crate::coordinator::observed::ObservedCluster;
+use crate::coordinator::planner::PlanView;
 use crate::coordinator::planning::Planning;
 use crate::coordinator::promotion::Promotions;
 use crate::coordinator::proposals::{LeaderProposals, PendingProposal};
 use crate::coordinator::review::ReviewTurn;
 use crate::coordinator::store_status::StoreStatuses;
-use crate::coordinator::{CoordinatorTurn, Event, Listing, RecordChange, Settings};
+use crate::coordinator::{CoordinatorTurn, Event, Listing, MovesStatus, RecordChange, Settings};
 use crate::ids::{Now, StoreId};
 use crate::message::ShardEnd;
 use crate::node::CasOutcome;
@@ -218,6 +219,19 @@ impl LeaderState {
             cluster.note_away(turn.now);
             planning.plan(&mut ReviewTurn::new(turn, cluster, proposals), promotions);
         }
+    }
+
+    /// The inputs of the planner, once all nodes have been probed.
+    pub(super) fn plan_view(&mut self, turn: &mut CoordinatorTurn<'_>) -> Option<PlanView> {
+        let Self { cluster, proposals, promotions, planning, lists, .. } = self;
+        if !lists.is_listed() || !cluster.was_probed() {
+            return None;
+        }
+        planning.view(&ReviewTurn::new(turn, cluster, proposals), promotions)
+    }
+
+    pub(super) fn moves(&self, now: Now, settings: &Settings) -> MovesStatus {
+        self.planning.moves(now, settings)
     }
 
     pub(super) fn next_deadline(&self, settings: &Settings) -> Now {

@@ -33,8 +33,8 @@
 //! | `proposals` | proposals without an answer, and shards that rest after one that failed |
 //! | `promotion` | shards that need a primary, their `gather` rounds, and `hand_over`s |
 //! | `bootstrap` | the creation of the cluster |
-//! | `store_status` | suspect stores, and the statuses of all others |
-//! | `planning` | the plans of the [`planner`], and the guard after a mass failure |
+//! | `store_status` | suspect stores, [`removal`]s, and the statuses of all others |
+//! | `planning` | the plans of the [`planner`], their `progress`, the guard after a mass failure |
 //! | `leader_state` | the time of the next review |
 //!
 //! `candidates` and `choice` find the member to promote, or the loss to be `accepted`;
@@ -47,6 +47,7 @@
 
 pub mod decision;
 pub mod planner;
+pub mod removal;
 
 mod accepted;
 mod bootstrap;
@@ -60,6 +61,7 @@ mod leader_state;
 mod lists;
 mod observed;
 mod planning;
+mod progress;
 mod promotion;
 mod proposals;
 mod records;
@@ -74,13 +76,16 @@ use crate::ids::{Epoch, Now, Seq, ShardId, StoreBoot, StoreId};
 use crate::message::{HealthReport, ShardEnd};
 use crate::node::CasOutcome;
 use crate::planted::Planted;
-use crate::records::{LossRecord, Meta, NameRecord, NodeRecord, PromoteIntent, StoreRecord};
+use crate::records::{
+    LossRecord, Meta, NameRecord, NodeRecord, PauseIntent, PromoteIntent, RemoveIntent, StoreRecord,
+};
 use crate::shard::idempotency;
 use crate::shard_record::ShardRecord;
 
 use leader_state::LeaderState;
 
 pub use decision::{Decision, PlacementWait};
+pub use progress::MovesStatus;
 
 /// A value with its place in etcd's history.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -112,6 +117,10 @@ pub struct Listing {
     pub drains: Vec<(StoreId, AtRevision<()>)>,
     /// Shards that an operator wants led, whatever is lost.
     pub promotes: Vec<(ShardId, AtRevision<PromoteIntent>)>,
+    /// Stores that an operator wants out of the cluster.
+    pub removes: Vec<(StoreId, AtRevision<RemoveIntent>)>,
+    /// An operator wants no moves for balance alone.
+    pub pause: Option<AtRevision<PauseIntent>>,
 }
 
 /// The change of one record, as a watch delivers it. `None` means that its key was deleted.
@@ -131,6 +140,10 @@ pub enum RecordChange {
     Drain(StoreId, Option<AtRevision<()>>),
     /// An operator's intent to have a shard led with a loss.
     Promote(ShardId, Option<AtRevision<PromoteIntent>>),
+    /// An operator's intent to take a store out of the cluster.
+    Remove(StoreId, Option<AtRevision<RemoveIntent>>),
+    /// An operator's intent that there are no moves for balance alone.
+    Pause(Option<AtRevision<PauseIntent>>),
 }
 
 /// Everything that can happen to a coordinator.
@@ -290,6 +303,8 @@ pub enum Writes {
         /// The new record.
         record: StoreRecord,
     },
+    /// A store's last status: it leaves the cluster.
+    Removal(Box<StoreRemoval>),
     /// At most [`Settings::shards_per_txn`] pairs of (expect, new record).
     Shards(Vec<(u64, ShardRecord)>),
     /// A promotion with a loss.
@@ -310,11 +325,26 @@ pub struct AcceptedLoss {
     pub intent: Option<u64>,
 }
 
+/// A store's new record, together with the end of the intents about the store.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct StoreRemoval {
+    /// The store.
+    pub store: StoreId,
+    /// The mod_revision of its record.
+    pub expect: u64,
+    /// The new record.
+    pub record: StoreRecord,
+    /// The mod_revision of the operator's intent that this transaction carries out and deletes.
+    pub intent: u64,
+    /// The mod_revision of the drain intent that is deleted with it, if there is one.
+    pub drain: Option<u64>,
+}
+
 impl Writes {
     /// The shard records among the writes, each with the mod_revision to compare.
     fn shards(&self) -> Vec<(u64, &ShardRecord)> {
         match self {
-            Self::Meta(_) | Self::Store { .. } => vec![],
+            Self::Meta(_) | Self::Store { .. } | Self::Removal(_) => vec![],
             Self::Shards(shards) => shards.iter().map(|(at, record)| (*at, record)).collect(),
             Self::AcceptedLoss(accepted) => vec![(accepted.expect, &accepted.record)],
         }
@@ -375,6 +405,8 @@ pub struct Settings {
     pub guard_ms: u64,
     /// The time without a disruption before primaries are moved for balance.
     pub balance_after_ms: u64,
+    /// Moves that are wanted have stalled if the map has not changed for this long.
+    pub stalled_after_ms: u64,
     /// The interval of lists while no other reason asks for one.
     pub relist_every_ms: u64,
     /// Shards in one transaction: at most [`SHARDS_PER_TXN`].
@@ -476,6 +508,7 @@ impl Default for Settings {
             lone_wait_ms: 60_000,
             guard_ms: 600_000,
             balance_after_ms: 5_000,
+            stalled_after_ms: 60_000,
             relist_every_ms: 180_000,
             shards_per_txn: SHARDS_PER_TXN,
             planner: planner::PlannerLimits::default(),
@@ -636,5 +669,23 @@ impl Coordinator {
     /// status`.
     pub fn waits_for(&self) -> Option<PlacementWait> {
         self.leader.as_ref()?.waits_for()
+    }
+
+    /// The progress of moves, as of the last event; `None` in a standby.
+    pub fn moves(&self) -> Option<MovesStatus> {
+        Some(self.leader.as_ref()?.moves(self.now, &self.settings))
+    }
+
+    /// The inputs of the planner, for a forecast; `None` unless this process leads and has probed
+    /// all nodes.
+    pub fn plan_view(&mut self) -> Option<planner::PlanView> {
+        // Nothing is decided, so there are no effects.
+        let mut turn = CoordinatorTurn {
+            now: self.now,
+            settings: &self.settings,
+            next_id: &mut self.next_id,
+            effects: &mut Vec::new(),
+        };
+        self.leader.as_mut()?.plan_view(&mut turn)
     }
 }

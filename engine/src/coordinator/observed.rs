@@ -10,7 +10,8 @@ use crate::coordinator::planner::{Store, StoreState};
 use crate::coordinator::records::ClusterRecords;
 use crate::coordinator::reports::Reports;
 use crate::coordinator::{
-    AcceptedLoss, AtRevision, CoordinatorTiming, CoordinatorTurn, RecordChange, Writes,
+    AcceptedLoss, AtRevision, CoordinatorTiming, CoordinatorTurn, RecordChange, StoreRemoval,
+    Writes,
 };
 use crate::ids::{Now, ShardId, StoreBoot, StoreId};
 use crate::message::HealthReport;
@@ -147,6 +148,16 @@ impl ObservedCluster {
                 let created = self.records.stores.get(store).map_or(revision, |kept| kept.created);
                 let kept = AtRevision { value, created, modified: revision };
                 self.records.changed(revision, RecordChange::Store(store, Some(kept)));
+            }
+            Writes::Removal(removal) => {
+                let StoreRemoval { store, record: value, drain, .. } = *removal;
+                let created = self.records.stores.get(store).map_or(revision, |kept| kept.created);
+                let kept = AtRevision { value, created, modified: revision };
+                self.records.changed(revision, RecordChange::Store(store, Some(kept)));
+                self.records.changed(revision, RecordChange::Remove(store, None));
+                if drain.is_some() {
+                    self.records.changed(revision, RecordChange::Drain(store, None));
+                }
             }
             Writes::Shards(shards) => {
                 shards.into_iter().for_each(|(_, value)| self.shard_written(revision, value));

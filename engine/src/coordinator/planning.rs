@@ -2,15 +2,16 @@
 
 use std::collections::BTreeSet;
 
-use crate::coordinator::CoordinatorTurn;
 use crate::coordinator::decision::Decision;
 use crate::coordinator::observed::ObservedCluster;
 use crate::coordinator::planner::{
-    self, MassFailureGuard, PlannedChange, PlannerInput, ShardView, Store,
+    self, MassFailureGuard, OwnedShardView, PlanView, PlannedChange, PlannerInput, ShardView, Store,
 };
+use crate::coordinator::progress::MoveProgress;
 use crate::coordinator::promotion::Promotions;
 use crate::coordinator::proposals::ShardWrite;
 use crate::coordinator::review::ReviewTurn;
+use crate::coordinator::{CoordinatorTurn, MovesStatus, Settings};
 use crate::ids::{Now, ShardId, StoreId};
 use crate::planted::Planted;
 use crate::shard_record::ShardRecord;
@@ -25,6 +26,9 @@ pub(super) struct Planning {
     /// Something has changed since the last plan.
     dirty: bool,
     guard: MassFailureGuard,
+    progress: MoveProgress,
+    /// An operator has paused moves for balance alone, as last logged.
+    paused: bool,
 }
 
 impl Planning {
@@ -55,19 +59,62 @@ impl Planning {
         let Some(replicas) = cluster.meta().map(|meta| usize::from(meta.replicas)) else { return };
         let stores = cluster.stores(&review.turn);
         self.review_guard(review, &stores);
+        self.review_pause(review);
         let view = |record| shard_view(review, promotions, record);
         let shards: Vec<ShardView<'_>> = cluster.shards().map(view).collect();
-        let quiet = review.now().ms_since(self.last_disruption) >= settings.balance_after_ms;
-        let changes = planner::changes(&PlannerInput {
+        let input = PlannerInput {
             stores: &stores,
             shards: &shards,
             replicas,
             min_in_sync: cluster.min_in_sync(),
             limits: settings.planner,
             hold: self.guard.holds(),
-            quiet: quiet && promotions.is_idle(),
-        });
+            quiet: self.is_quiet(review, promotions),
+            paused: self.paused && !Planted::PauseIgnored.is_in(settings.planted),
+        };
+        let changes = planner::changes(&input);
+        self.progress.observe(review.now(), &input, &changes);
         self.follow(review, promotions, changes);
+    }
+
+    fn is_quiet(&self, review: &ReviewTurn<'_>, promotions: &Promotions) -> bool {
+        let quiet_ms = review.now().ms_since(self.last_disruption);
+        quiet_ms >= review.turn.settings.balance_after_ms && promotions.is_idle()
+    }
+
+    /// The inputs of the planner as they are now, for a forecast.
+    pub(super) fn view(
+        &self,
+        review: &ReviewTurn<'_>,
+        promotions: &Promotions,
+    ) -> Option<PlanView> {
+        let cluster = review.cluster;
+        let shard = |record| {
+            let ShardView { record, free, unable } = shard_view(review, promotions, record);
+            OwnedShardView { record: record.clone(), free, unable }
+        };
+        Some(PlanView {
+            stores: cluster.stores(&review.turn),
+            shards: cluster.shards().map(shard).collect(),
+            replicas: usize::from(cluster.meta()?.replicas),
+            min_in_sync: cluster.min_in_sync(),
+            limits: review.turn.settings.planner,
+            hold: self.guard.holds(),
+            quiet: self.is_quiet(review, promotions),
+            paused: self.paused,
+        })
+    }
+
+    pub(super) fn moves(&self, now: Now, settings: &Settings) -> MovesStatus {
+        self.progress.status(now, settings.stalled_after_ms)
+    }
+
+    fn review_pause(&mut self, review: &mut ReviewTurn<'_>) {
+        let paused = review.cluster.records.pause.get(()).is_some();
+        if paused != self.paused {
+            self.paused = paused;
+            review.turn.log(Decision::Paused(paused));
+        }
     }
 
     fn follow(

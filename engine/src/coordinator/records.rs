@@ -8,7 +8,9 @@ use std::collections::BTreeMap;
 
 use crate::coordinator::{AtRevision, Listing, RecordChange};
 use crate::ids::{Boot, ShardId, StoreId};
-use crate::records::{Meta, NameRecord, NodeRecord, PromoteIntent, StoreRecord};
+use crate::records::{
+    Meta, NameRecord, NodeRecord, PauseIntent, PromoteIntent, RemoveIntent, StoreRecord,
+};
 use crate::shard_record::ShardRecord;
 
 /// All records of one kind.
@@ -107,6 +109,10 @@ pub(super) struct ClusterRecords {
     pub(super) drains: RecordTable<StoreId, ()>,
     /// Shards that operators want led, whatever is lost.
     pub(super) promotes: RecordTable<ShardId, PromoteIntent>,
+    /// Stores that operators want out of the cluster.
+    pub(super) removes: RecordTable<StoreId, RemoveIntent>,
+    /// The intent of an operator who wants no moves for balance alone.
+    pub(super) pause: RecordTable<(), PauseIntent>,
 }
 
 impl ClusterRecords {
@@ -121,6 +127,9 @@ impl ClusterRecords {
         self.shards.listed(listing.revision, shards);
         self.drains.listed(listing.revision, listing.drains);
         self.promotes.listed(listing.revision, listing.promotes);
+        self.removes.listed(listing.revision, listing.removes);
+        let pause = listing.pause.into_iter().map(|kept| ((), kept));
+        self.pause.listed(listing.revision, pause.collect());
     }
 
     /// Takes one change. Returns whether it is new.
@@ -133,6 +142,8 @@ impl ClusterRecords {
             RecordChange::Shard(id, kept) => self.shards.changed(revision, id, kept),
             RecordChange::Drain(id, kept) => self.drains.changed(revision, id, kept),
             RecordChange::Promote(id, kept) => self.promotes.changed(revision, id, kept),
+            RecordChange::Remove(id, kept) => self.removes.changed(revision, id, kept),
+            RecordChange::Pause(kept) => self.pause.changed(revision, (), kept),
         }
     }
 

@@ -1,11 +1,12 @@
-//! The statuses of stores: given up, draining, and trusted again.
+//! The statuses of stores: given up, removed, draining, and trusted again.
 
 use std::collections::BTreeMap;
 
 use crate::coordinator::decision::Decision;
 use crate::coordinator::observed::ObservedCluster;
+use crate::coordinator::removal;
 use crate::coordinator::review::ReviewTurn;
-use crate::coordinator::{AtRevision, Effect, Writes};
+use crate::coordinator::{AtRevision, Effect, StoreRemoval, Writes};
 use crate::ids::{Now, StoreBoot, StoreId};
 use crate::message::ShardEnd;
 use crate::node::boot;
@@ -25,6 +26,7 @@ pub(super) struct StoreStatuses {
 impl StoreStatuses {
     pub(super) fn review(&mut self, review: &mut ReviewTurn<'_>) {
         review_names(review);
+        review_removals(review);
         review_drains(review);
         self.review_suspects(review);
     }
@@ -105,20 +107,54 @@ fn review_names(review: &mut ReviewTurn<'_>) {
 /// Returns whether a shard counts on the store's copy, and is not led by another one that is known
 /// to be good.
 fn is_needed(review: &ReviewTurn<'_>, store: StoreId) -> bool {
-    let (cluster, planted) = (review.cluster, review.turn.settings.planted);
-    let led_by_another = |record: &ShardRecord| {
-        let primary = record.primary;
-        let holder = cluster.records.stores.get(primary.store);
-        primary.store != store
-            && cluster.is_led(record)
-            && holder.is_some_and(|kept| kept.value.status != StoreStatus::Suspect)
-            // A primary whose copy proved wrong asks to be replaced.
-            && (!cluster.reports.resigns(review.now(), primary, record.shard())
-                || Planted::ResignedIsGood.is_in(planted))
-    };
-    cluster.shards().any(|record| {
-        boot::is_trusted_member(store, std::iter::once(record), planted) && !led_by_another(record)
+    let planted = review.turn.settings.planted;
+    review.cluster.shards().any(|record| {
+        boot::is_trusted_member(store, std::iter::once(record), planted)
+            && !is_led_by_another(review, store, record)
     })
+}
+
+/// Returns whether another store's copy that is known to be good leads the shard.
+fn is_led_by_another(review: &ReviewTurn<'_>, store: StoreId, record: &ShardRecord) -> bool {
+    let (cluster, primary) = (review.cluster, record.primary);
+    let holder = cluster.records.stores.get(primary.store);
+    primary.store != store
+        && cluster.is_led(record)
+        && holder.is_some_and(|kept| kept.value.status != StoreStatus::Suspect)
+        // A primary whose copy proved wrong asks to be replaced.
+        && (!cluster.reports.resigns(review.now(), primary, record.shard())
+            || Planted::ResignedIsGood.is_in(review.turn.settings.planted))
+}
+
+/// Carries out the intents of operators who want a store out of the cluster, where that is safe. An
+/// intent that is not is kept: the command withdraws it.
+fn review_removals(review: &mut ReviewTurn<'_>) {
+    let (records, planted) = (&review.cluster.records, review.turn.settings.planted);
+    let mut removals = Vec::new();
+    for (store, intent) in records.removes.iter() {
+        let Some(kept) = records.stores.get(store) else { continue };
+        if kept.value.status.is_gone() || kept.value.boot != intent.value.boot {
+            continue;
+        }
+        let runs = records.is_registered(store) || !review.is_dead(store);
+        let led_by_another = |record: &ShardRecord| is_led_by_another(review, store, record);
+        let removal = removal::Removal { store, lost: intent.value.lost, runs };
+        let shards = || review.cluster.shards();
+        let status = removal.status(kept.value.status, shards, led_by_another, planted);
+        let Ok(status) = status else { continue };
+        let record = StoreRecord { status, ..kept.value.clone() };
+        let drain = records.drains.get(store).map(|drain| drain.modified);
+        let (expect, intent) = (kept.modified, intent.modified);
+        removals.push(StoreRemoval { store, expect, record, intent, drain });
+    }
+    for removal in removals {
+        let StoreRemoval { store, record, .. } = &removal;
+        if !is_proposing(review, *store) {
+            let lost = record.status != StoreStatus::Retired;
+            let decision = Decision::Retired { store: *store, lost };
+            review.propose(Writes::Removal(Box::new(removal)), vec![decision]);
+        }
+    }
 }
 
 /// Makes each store's status follow the operator's intent. A suspect store is emptied anyway, and
@@ -144,9 +180,17 @@ fn write_status(
     status: StoreStatus,
     decision: Decision,
 ) {
-    let same = |writes: &Writes| matches!(writes, Writes::Store { store: it, .. } if *it == store);
-    if !review.proposals.is_proposing(same) {
+    if !is_proposing(review, store) {
         let record = StoreRecord { status, ..kept.value.clone() };
         review.propose(Writes::Store { store, expect: kept.modified, record }, vec![decision]);
     }
+}
+
+/// Returns whether a proposal of the store's record is in flight.
+fn is_proposing(review: &ReviewTurn<'_>, store: StoreId) -> bool {
+    review.proposals.is_proposing(|writes| match writes {
+        Writes::Store { store: it, .. } => *it == store,
+        Writes::Removal(removal) => removal.store == store,
+        _ => false,
+    })
 }

@@ -191,6 +191,27 @@ impl Bench {
         self.on(Event::Changed { revision, change: RecordChange::Drain(id(store), None) });
     }
 
+    /// An operator wants the store, of this boot, out of the cluster.
+    fn remove(&mut self, store: u128, boot: u64, lost: bool) {
+        let revision = self.revision();
+        let from = Operator { at: TimeMs(1), name: "me@here".into() };
+        let intent = RemoveIntent { boot: Boot(boot), lost, from };
+        self.etcd.removes.push((id(store), kept(intent.clone(), revision)));
+        let change = RecordChange::Remove(id(store), Some(kept(intent, revision)));
+        self.on(Event::Changed { revision, change });
+    }
+
+    /// The removals that are proposed: the store, its status, and whether its drain ends with it.
+    fn removals(&mut self) -> Vec<(StoreId, StoreStatus, bool)> {
+        let removal = |effect| match effect {
+            Effect::Propose { writes: Writes::Removal(removal), .. } => {
+                Some((removal.store, removal.record.status, removal.drain.is_some()))
+            }
+            _ => None,
+        };
+        self.take().into_iter().filter_map(removal).collect()
+    }
+
     /// The status of a store that is proposed, and takes effect.
     #[track_caller]
     fn accept_status(&mut self) -> (StoreId, StoreStatus) {
@@ -1435,4 +1456,133 @@ fn a_mass_failure_holds_back_new_copies_but_no_promotions() {
     bench.kill(3);
     bench.pass(300);
     assert_eq!(gather(&bench).len(), 2);
+}
+
+// ---- removing a store --------------------------------------------------------------------------
+
+/// Stops node 4 of four, the process and its lease.
+fn without_node_4(shards: Vec<ShardRecord>) -> Bench {
+    let mut bench = Bench::leading(4, shards);
+    bench.kill(4);
+    bench.lease_ends(4);
+    bench.pass(300);
+    bench.take();
+    bench
+}
+
+#[test]
+fn a_stopped_store_that_holds_nothing_is_removed_with_its_drain() {
+    let mut bench = without_node_4(vec![shard_at(0)]);
+    bench.remove(4, 1, false);
+    assert_eq!(bench.removals(), [(id(4), StoreStatus::Retired, false)]);
+
+    let mut bench = Bench::leading(4, vec![shard_at(0)]);
+    bench.drain(4);
+    assert_eq!(bench.accept_status(), (id(4), StoreStatus::Draining));
+    bench.remove(4, 1, false);
+    bench.pass(1_000);
+    assert_eq!(bench.removals(), [], "it runs");
+    bench.kill(4);
+    bench.lease_ends(4);
+    bench.pass(300);
+    assert_eq!(bench.removals(), [(id(4), StoreStatus::Retired, true)]);
+}
+
+#[test]
+fn an_intent_to_remove_a_former_boot_has_no_effect() {
+    let mut bench = without_node_4(vec![shard_at(0)]);
+    bench.boot(4, 2);
+    bench.send_changes_of(4);
+    bench.pass(300);
+    bench.kill(4);
+    bench.lease_ends(4);
+    bench.pass(300);
+    bench.take();
+    bench.remove(4, 1, false);
+    bench.pass(1_000);
+    assert_eq!(bench.removals(), []);
+}
+
+#[test]
+fn a_store_that_holds_copies_is_removed_only_as_lost() {
+    let held = ShardRecord { isr: ids(&[1, 2, 4]), target: ids(&[1, 2, 4]), ..shard_at(0) };
+    let mut bench = Bench::leading(4, vec![held.clone()]);
+    bench.kill(4);
+    bench.lease_ends(4);
+    bench.remove(4, 1, false);
+    bench.pass(5_000);
+    assert_eq!(bench.removals(), [], "it holds a copy");
+
+    let mut bench = Bench::leading(4, vec![held]);
+    bench.kill(4);
+    bench.lease_ends(4);
+    bench.remove(4, 1, true);
+    bench.pass(300);
+    assert_eq!(bench.removals(), [(id(4), StoreStatus::Lost, false)]);
+}
+
+/// The copy of the lost store may be the only one that has everything: its primary is away, too.
+#[test]
+fn a_lost_store_stays_while_no_other_good_copy_leads() {
+    let held = ShardRecord { isr: ids(&[1, 2, 4]), target: ids(&[1, 2, 4]), ..shard_at(0) };
+    let mut bench = Bench::leading(4, vec![held]);
+    for store in [1, 4] {
+        bench.kill(store);
+        bench.lease_ends(store);
+    }
+    bench.remove(4, 1, true);
+    bench.pass(5_000);
+    assert_eq!(bench.removals(), []);
+}
+
+// ---- a pause of moves for balance --------------------------------------------------------------
+
+#[test]
+fn a_pause_in_etcd_holds_back_moves_for_balance() {
+    let mut bench = Bench::leading(3, (0..4).map(shard_at).collect());
+    let from = Operator { at: TimeMs(1), name: "me@here".into() };
+    let revision = bench.revision();
+    bench.etcd.pause = Some(kept(PauseIntent { from }, revision));
+    let change = RecordChange::Pause(bench.etcd.pause.clone());
+    bench.on(Event::Changed { revision, change });
+    bench.boot(4, 1);
+    bench.send_changes_of(4);
+    bench.pass(10_000);
+    assert_eq!(bench.logged(|decision| *decision == Decision::Paused(true)), 1);
+    assert_eq!(bench.proposed(), [], "the new node gets nothing");
+    let step_down = |effect: &Effect| matches!(effect, Effect::StepDown { .. });
+    assert!(!bench.take().iter().any(step_down), "one node leads all shards, and goes on");
+
+    let revision = bench.revision();
+    bench.etcd.pause = None;
+    bench.on(Event::Changed { revision, change: RecordChange::Pause(None) });
+    bench.pass(200);
+    assert_eq!(bench.logged(|decision| *decision == Decision::Paused(false)), 1);
+    assert_ne!(bench.proposed(), []);
+}
+
+// ---- what an operator may ask ------------------------------------------------------------------
+
+#[test]
+fn a_leader_shows_its_plan_and_whether_it_moves_on() {
+    use planner::{MoveReason, MoveState};
+    let mut standby = Coordinator::new(Settings::default());
+    assert!(standby.plan_view().is_none() && standby.moves().is_none());
+
+    let mut bench = Bench::leading(3, vec![shard_at(0)]);
+    let view = bench.coordinator.plan_view().expect("it leads");
+    assert_eq!(view.forecast(10), planner::PlanForecast::default());
+    assert_eq!(bench.coordinator.moves().map(|moves| moves.wanted), Some(0));
+    let what_if = view.drained(id(2)).forecast(10).moves;
+    let [one] = &what_if[..] else { panic!("{what_if:?}") };
+    let want = (MoveState::Impossible, Some(MoveReason::NoTarget));
+    assert_eq!((one.from, (one.state, one.reason)), (Some(id(2)), want));
+
+    bench.drain(2);
+    assert_eq!(bench.accept_status(), (id(2), StoreStatus::Draining));
+    bench.pass(50_000);
+    let moves = bench.coordinator.moves().expect("it leads");
+    assert_eq!((moves.wanted, moves.stalled), (1, false));
+    bench.pass(20_000);
+    assert!(bench.coordinator.moves().expect("it leads").stalled);
 }

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
-use engine::ids::{ShardId, StoreId};
-use engine::records::{GatewayRecord, Meta, NodeRecord, StoreRecord};
+use engine::ids::{Boot, ShardId, StoreId, TimeMs};
+use engine::records::{
+    GatewayRecord, Meta, NodeRecord, Operator, PauseIntent, RemoveIntent, StoreRecord,
+};
 use engine::shard_record::ShardRecord;
 use metastore::{
     CasOutcome, CoordinatorRecord, DrainIntent, Error, EtcdRecord, Metastore, Settings,
@@ -44,6 +46,9 @@ async fn every_kind_comes_back_as_it_was_written() {
     round_trip(&store, u128::MAX, gateway_record("127.0.0.1:8")).await;
     round_trip(&store, ShardId(2730), shard(2730)).await;
     round_trip(&store, StoreId(9), DrainIntent).await;
+    let from = Operator { at: TimeMs(7), name: "me@here".into() };
+    round_trip(&store, (), PauseIntent { from: from.clone() }).await;
+    round_trip(&store, StoreId(9), RemoveIntent { boot: Boot(3), lost: false, from }).await;
 }
 
 #[tokio::test]

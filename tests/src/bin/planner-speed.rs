@@ -135,6 +135,7 @@ impl PlannedCluster {
             min_in_sync: 2,
             limits: PlannerLimits::default(),
             hold: false,
+            paused: false,
             quiet: true,
         })
     }

@@ -467,6 +467,8 @@ fn transaction(core: &Core, term: u64, writes: Writes) -> Call {
             let value = EtcdValue::Store { me, nonce, status, zone: record.zone };
             puts.push(Write::Put(key, value, None));
         }
+        // No operator of the simulator removes a store: the intents are not in its etcd.
+        Writes::Removal(removal) => unreachable!("{removal:?} without an intent"),
         Writes::AcceptedLoss(accepted) => {
             let AcceptedLoss { expect, record, loss, intent } = *accepted;
             let shard = record.shard();
@@ -600,8 +602,10 @@ fn kind_of(decision: &Decision) -> &'static str {
         Decision::Recruited { .. } => "recruited",
         Decision::Released { .. } => "released",
         Decision::Lost { .. } => "lost",
+        Decision::Retired { .. } => "retired",
         Decision::Draining(_) | Decision::Undrained(_) => "drained",
         Decision::Cleared(_) => "cleared",
+        Decision::Paused(_) => "paused",
         Decision::Guarded { .. } => "guarded",
         Decision::Unguarded => "unguarded",
     }

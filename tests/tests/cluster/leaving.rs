@@ -46,10 +46,11 @@ fn a_node_stops_all_the_same_while_no_coordinator_leads() {
     assert!(cluster.log("node-1").contains("stopped"), "{}", cluster.log("node-1"));
 }
 
-fn drain(cluster: &Cluster, words: &[&str]) -> String {
+/// Runs `dkc node` and returns what it prints.
+fn node(cluster: &Cluster, words: &[&str]) -> String {
     let etcd = cluster.process("etcd");
     let mut command = Command::new(dkc_binary());
-    command.arg("drain").args(words).args(["--etcd", etcd.address("grpc")]);
+    command.arg("node").args(words).args(["--etcd", etcd.address("grpc")]);
     let output = command.output().expect("dkc runs");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
@@ -63,7 +64,7 @@ fn a_drained_node_is_emptied_under_load_and_may_be_switched_off() {
     fill(&cluster, "drain", 2_000, 2);
     let load = Load::start(&cluster.gateways(), "load", &cluster.key_per_shard("load"));
     load.wait_for_all(20, SOON);
-    assert_eq!(drain(&cluster, &["node-2"]), "node-2 is empty: it can be shut down\n");
+    assert_eq!(node(&cluster, &["drain", "node-2"]), "node-2 is empty: it can be shut down\n");
     let holds = |cluster: &Cluster| {
         let shards = cluster.shards().expect("a gateway that lives");
         shards.iter().filter(|shard| shard.isr.contains(&"node-2".to_owned())).count()
@@ -79,7 +80,7 @@ fn a_drained_node_is_emptied_under_load_and_may_be_switched_off() {
     assert!(line.is_some(), "{table}");
 
     // The node can be stopped without any effect on clients.
-    let node = cluster.signal("node-2", Signal::TERM);
+    let stopped = cluster.signal("node-2", Signal::TERM);
     until_gone(&cluster, "node-2", STOPS_WITHIN);
     load.wait_for_all(20, SOON);
     let probes = load.stop();
@@ -88,10 +89,30 @@ fn a_drained_node_is_emptied_under_load_and_may_be_switched_off() {
     check_filled(&cluster, "drain", 2_000, 2);
 
     // The node comes back empty, and gets its share of shards after the drain is undone.
-    cluster.start_again(&node);
-    assert!(drain(&cluster, &["node-2", "--undo"]).contains("no longer draining"));
+    cluster.start_again(&stopped);
+    assert!(node(&cluster, &["undrain", "node-2"]).contains("no longer draining"));
     until(SOON, || if holds(&cluster) > 0 { Ok(()) } else { Err("node-2 gets no shard".into()) });
     cluster.wait_until_full(3);
     cluster.wait_until_copies_agree(3);
     check_filled(&cluster, "drain", 2_000, 2);
+}
+
+#[test]
+fn a_drained_node_that_is_stopped_is_removed_and_its_disk_is_refused() {
+    let cluster = Cluster::start(&["--nodes", "4", "--shards", "8"]);
+    cluster.wait_until_full(3);
+    node(&cluster, &["drain", "node-4"]);
+    let stopped = cluster.signal("node-4", Signal::TERM);
+    until_gone(&cluster, "node-4", STOPS_WITHIN);
+    let printed = node(&cluster, &["remove", "node-4"]);
+    assert!(printed.starts_with("node-4 is removed"), "{printed}");
+    assert!(!node(&cluster, &["list"]).contains("node-4"));
+    assert!(node(&cluster, &["list", "--all"]).contains("retired"));
+    cluster.wait_until_full(3);
+    // The store has left for good. Its name is free for another one.
+    cluster.start_again(&stopped);
+    until(SOON, || match cluster.log("node-4").contains("given up") {
+        true => Ok(()),
+        false => Err(cluster.log("node-4")),
+    });
 }

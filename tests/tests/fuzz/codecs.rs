@@ -9,7 +9,9 @@ use engine::codec::Reader;
 use engine::entry::Entry;
 use engine::key::CounterKey;
 use engine::ops;
-use engine::records::{GatewayRecord, Meta, NameRecord, NodeRecord, StoreRecord};
+use engine::records::{
+    GatewayRecord, Meta, NameRecord, NodeRecord, PauseIntent, RemoveIntent, StoreRecord,
+};
 use engine::shard_record::ShardRecord;
 use engine::store::layout::{self, RowKey};
 use engine::store::log::LogRecord;
@@ -105,6 +107,10 @@ fn etcd_records() {
         .check(values::node().boxed());
     Codec { encode: GatewayRecord::encode, decode: |bytes| GatewayRecord::decode(&bytes).ok() }
         .check(values::gateway().boxed());
+    Codec { encode: RemoveIntent::encode, decode: |bytes| RemoveIntent::decode(&bytes).ok() }
+        .check(values::removal().boxed());
+    Codec { encode: PauseIntent::encode, decode: |bytes| PauseIntent::decode(&bytes).ok() }
+        .check(values::removal().prop_map(|it| PauseIntent { from: it.from }).boxed());
 }
 
 #[test]

@@ -11,7 +11,9 @@ use engine::ids::{
 };
 use engine::key::CounterKey;
 use engine::ops::{self, Op, OpKind, Ops, TokenedOps};
-use engine::records::{GatewayRecord, Meta, NameRecord, NodeRecord, StoreRecord, StoreStatus};
+use engine::records::{
+    GatewayRecord, Meta, NameRecord, NodeRecord, Operator, RemoveIntent, StoreRecord, StoreStatus,
+};
 use engine::shard::idempotency::{
     self, Bucket, Buckets, IssueTime, Leap, Scope, Tag, TokenOutcome,
 };
@@ -291,6 +293,14 @@ pub(crate) fn node() -> impl Strategy<Value = NodeRecord> {
 
 pub(crate) fn gateway() -> impl Strategy<Value = GatewayRecord> {
     (".{0,20}", any::<u32>()).prop_map(|(address, worker)| GatewayRecord { address, worker })
+}
+
+pub(crate) fn removal() -> impl Strategy<Value = RemoveIntent> {
+    (number(), any::<bool>(), number(), ".{0,20}").prop_map(|(boot, lost, at, name)| RemoveIntent {
+        boot: Boot(boot),
+        lost,
+        from: Operator { at: TimeMs(at), name },
+    })
 }
 
 fn outcome() -> impl Strategy<Value = TokenOutcome> {

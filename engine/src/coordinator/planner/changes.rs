@@ -21,8 +21,11 @@ pub fn changes(input: &PlannerInput<'_>) -> Vec<PlannedChange> {
     plan.each(|plan, shard| {
         release(plan, shard).or_else(|| leave(plan, shard)).or_else(|| empty(plan, shard))
     });
-    level_replicas(&mut plan);
-    level_primaries(&mut plan);
+    // A move that has begun is carried on, also while these are paused.
+    if !input.paused {
+        level_replicas(&mut plan);
+        level_primaries(&mut plan);
+    }
     plan.changes
 }
 

@@ -14,10 +14,13 @@
 //! [`placement`] makes the first map; [`changes`] finds the next steps of a map in use, `vacancies`
 //! among them those that replace lost copies, and `levelling` those that level loads; they add them
 //! to one `plan`. [`balance`] is the search by which all of them level loads; [`guard`] holds new
-//! copies back after a mass failure.
+//! copies back after a mass failure, [`drains`] names what no plan can do, and [`forecast`] lists
+//! all moves to come.
 
 pub mod balance;
 pub mod changes;
+pub mod drains;
+pub mod forecast;
 pub mod guard;
 mod levelling;
 pub mod placement;
@@ -33,6 +36,10 @@ use crate::ids::{ShardId, StoreId};
 use crate::shard_record::{self, ShardRecord};
 
 pub use changes::changes;
+pub use drains::{DrainObstacle, drain_obstacle};
+pub use forecast::{
+    MoveKind, MoveReason, MoveState, OwnedShardView, PlanForecast, PlanView, PlannedMove,
+};
 pub use guard::MassFailureGuard;
 pub use placement::{Placement, place};
 pub use plan::{PlannerInput, ShardView};
@@ -179,6 +186,11 @@ pub(crate) fn known<'a>(
 
 impl Nearness {
     const NONE: Self = Self { zone_pairs: 0, host_pairs: 0 };
+
+    /// Returns whether two members share a zone.
+    pub(crate) fn shares_zone(self) -> bool {
+        self.zone_pairs > 0
+    }
 
     /// The nearness of one store to others: the pairs that a set gains or loses by it.
     pub(crate) fn to(one: &Store, others: &[&Store]) -> Self {

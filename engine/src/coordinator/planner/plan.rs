@@ -38,6 +38,8 @@ pub struct PlannerInput<'a> {
     pub hold: bool,
     /// There was no disruption for some time: primaries may be moved for balance alone.
     pub quiet: bool,
+    /// An operator wants no moves for balance alone.
+    pub paused: bool,
 }
 
 /// A plan in the making: the loads as they will be after the changes so far.

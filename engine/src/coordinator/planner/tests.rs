@@ -37,6 +37,7 @@ struct Bench {
     replicas: usize,
     hold: bool,
     quiet: bool,
+    paused: bool,
     unable: Vec<StoreId>,
 }
 
@@ -53,7 +54,7 @@ impl Bench {
             ..ShardRecord::default()
         };
         let shards = placements.into_iter().enumerate().map(record).collect();
-        Self { stores, shards, replicas, hold: false, quiet: true, unable: vec![] }
+        Self { stores, shards, replicas, hold: false, quiet: true, paused: false, unable: vec![] }
     }
 
     fn set(&mut self, n: u128, state: StoreState) {
@@ -71,6 +72,7 @@ impl Bench {
             limits: PlannerLimits::default(),
             hold: self.hold,
             quiet: self.quiet,
+            paused: self.paused,
         })
     }
 
@@ -573,6 +575,7 @@ fn a_busy_shard_is_left_alone() {
         limits: PlannerLimits::default(),
         hold: false,
         quiet: true,
+        paused: false,
     };
     assert_eq!(changes(&cluster), []);
 }
@@ -624,4 +627,48 @@ impl Bench {
         }
         panic!("the plan never comes to rest: {:?}", self.plan());
     }
+}
+
+// ---- a pause -----------------------------------------------------------------------------------
+
+/// A new node stays empty and primaries stay where they are; a lost copy is replaced, on the new
+/// node, too, and a drain empties its node.
+#[test]
+fn a_pause_holds_back_moves_for_balance_alone() {
+    let mut bench = Bench::new(stores(&[""; 4]), 12, 3);
+    bench.stores.push(store(9, "", "new"));
+    bench.paused = true;
+    assert_eq!(bench.settle(), []);
+    let led = bench.shards[0].isr.clone();
+    for record in &mut bench.shards {
+        record.primary.store = record.isr[0];
+    }
+    assert_eq!(bench.settle(), [], "primaries are uneven, {led:?} among them");
+
+    bench.set(1, StoreState::Draining);
+    bench.settle();
+    assert!(bench.shards.iter().all(|record| !record.isr.contains(&StoreId(1))));
+    bench.check_whole();
+    bench.set(2, StoreState::Gone);
+    for record in &mut bench.shards {
+        remove(&mut record.isr, StoreId(2));
+        record.primary.store = record.isr[0];
+    }
+    bench.settle();
+    bench.check_whole();
+
+    bench.paused = false;
+    bench.settle();
+    bench.check_balanced();
+}
+
+/// The move of a copy that has begun is ended: the copy that it replaces would stay otherwise.
+#[test]
+fn a_move_that_has_begun_ends_during_a_pause() {
+    let mut bench = Bench::new(stores(&[""; 3]), 6, 3);
+    bench.stores.push(store(9, "", "new"));
+    assert_ne!(bench.round(), []);
+    bench.paused = true;
+    bench.settle();
+    bench.check_whole();
 }

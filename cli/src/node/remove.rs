@@ -1,0 +1,179 @@
+//! `dkc node remove NODE`: takes a node out of the cluster for good.
+//!
+//! The command checks by the records in etcd whether the node may leave, and refuses with the
+//! reason otherwise. Then it writes a remove intent for the boot that it has seen, and the leading
+//! coordinator, which also probes, carries it out or not. An intent that was not carried out in
+//! time is withdrawn: the node may be needed by the time that it could be.
+
+use std::time::{Duration, Instant};
+
+use anyhow::bail;
+use engine::coordinator::removal::{Removal, RemovalRefusal};
+use engine::ids::StoreId;
+use engine::records::{RemoveIntent, StoreRecord, StoreStatus};
+use engine::shard_record::ShardRecord;
+use metastore::{CasOutcome, CoordinatorRecord, Metastore, Revisioned};
+use process::ClusterOptions;
+use serde::Serialize;
+
+use super::NodeRecords;
+use crate::etcd::{connect, operator};
+use crate::exit::CommandExit;
+use crate::output::{self, note};
+
+/// The pause between two reads of the store's record.
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Options of `dkc node remove`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Name of the node, or uuid of its store
+    node: String,
+    /// The machine will never return: give its copies up now instead of after --rebuild-delay. Only
+    /// done where another good copy leads
+    #[arg(long)]
+    lost: bool,
+    /// Seconds to wait for the coordinator before the request is withdrawn
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 30,
+        value_parser = clap::value_parser!(u64).range(1..=86_400)
+    )]
+    wait: u64,
+    #[command(flatten)]
+    etcd: ClusterOptions<true>,
+    /// Print the result as one line of JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// The result of the command.
+#[derive(Debug, Serialize)]
+struct RemoveReport {
+    node: String,
+    uuid: String,
+    /// `retired`, or `lost` if the node was counted on for copies.
+    state: &'static str,
+}
+
+/// Removes a node, and prints its last state.
+pub(super) async fn run(args: Args) -> anyhow::Result<CommandExit> {
+    let metastore = connect(&args.etcd).await?;
+    let records = NodeRecords::read(&metastore).await?;
+    let store = match records.named(&args.node) {
+        Ok(store) => store,
+        Err(why) => return CommandExit::usage(why),
+    };
+    let name = &store.record.name;
+    if let Err(why) = verdict(&records, store, args.lost) {
+        note!("error: {name} cannot be removed: {why}. Nothing was changed");
+        return Ok(CommandExit::Failed);
+    }
+    if metastore.get::<CoordinatorRecord>(&()).await?.is_none() {
+        note!(
+            "error: no coordinator is leader, and the leader carries out a removal: start a \
+             coordinator. Nothing was changed"
+        );
+        return Ok(CommandExit::Failed);
+    }
+    let request = RemoveRequest { metastore, store: store.id };
+    let intent = RemoveIntent { boot: store.record.boot, lost: args.lost, from: operator() };
+    let written = request.write(&intent).await?;
+    if let Some(status) = request.carried_out(Duration::from_secs(args.wait)).await? {
+        let state = if status == StoreStatus::Retired { "retired" } else { "lost" };
+        let report = RemoveReport { node: name.clone(), uuid: store.id.to_string(), state };
+        output::report(args.json, &report, RemoveReport::sentence)?;
+        return Ok(CommandExit::Done);
+    }
+    if !request.withdraw(written).await? {
+        note!("unknown: the coordinator did not remove {name} in time, and it still may");
+        return Ok(CommandExit::Unknown);
+    }
+    note!(
+        "error: the coordinator did not remove {name} in time, so the request is withdrawn: the \
+         node may still answer, or a shard has no primary; `dkc status` shows it"
+    );
+    Ok(CommandExit::Failed)
+}
+
+/// Returns whether the node may leave by the records in etcd, or the reason why it may not.
+fn verdict(
+    records: &NodeRecords,
+    store: &Revisioned<StoreRecord>,
+    lost: bool,
+) -> Result<StoreStatus, RemovalRefusal> {
+    let led_by_another = |shard: &ShardRecord| {
+        let primary = shard.primary;
+        let runs = |kept: &Revisioned<engine::records::NodeRecord>| {
+            kept.id == primary.store && kept.record.boot == primary.boot
+        };
+        let holder = records.stores.iter().find(|kept| kept.id == primary.store);
+        primary.store != store.id
+            && records.nodes.iter().any(runs)
+            && holder.is_some_and(|kept| kept.record.status != StoreStatus::Suspect)
+    };
+    let removal = Removal { store: store.id, lost, runs: records.runs(store.id) };
+    removal.status(store.record.status, || records.shards.iter(), led_by_another, None)
+}
+
+impl RemoveReport {
+    fn sentence(&self) -> String {
+        let Self { node, state, .. } = self;
+        match *state {
+            "retired" => format!("{node} is removed: its name is free, its data can be deleted"),
+            _ => format!(
+                "{node} is given up: other nodes get its copies now, and its name is free. Its \
+                 disk must not be erased before `dkc status` shows all shards whole"
+            ),
+        }
+    }
+}
+
+/// A request to remove a store.
+struct RemoveRequest {
+    metastore: Metastore,
+    store: StoreId,
+}
+
+impl RemoveRequest {
+    /// Writes the intent in place of any former one. Returns the revision of the intent.
+    async fn write(&self, intent: &RemoveIntent) -> anyhow::Result<u64> {
+        let former = self.metastore.get::<RemoveIntent>(&self.store).await?;
+        let written = match former {
+            None => self.metastore.create(&self.store, intent).await?,
+            Some(former) => self.metastore.replace(&self.store, intent, former.modified).await?,
+        };
+        match written {
+            CasOutcome::Done { mod_revision } => Ok(mod_revision),
+            CasOutcome::Failed => {
+                bail!("another request was made concurrently. Nothing was changed")
+            }
+            CasOutcome::Unknown => bail!(
+                "the answer of etcd was lost and the outcome is unknown: run the command again"
+            ),
+        }
+    }
+
+    /// Waits until the store is gone, for at most `wait`, and returns its status then.
+    async fn carried_out(&self, wait: Duration) -> anyhow::Result<Option<StoreStatus>> {
+        let began = Instant::now();
+        loop {
+            let kept = self.metastore.get::<StoreRecord>(&self.store).await?;
+            let status = kept.map_or(StoreStatus::Retired, |kept| kept.record.status);
+            if status.is_gone() {
+                return Ok(Some(status));
+            }
+            if began.elapsed() >= wait {
+                return Ok(None);
+            }
+            tokio::time::sleep(POLL_INTERVAL).await;
+        }
+    }
+
+    /// Withdraws the intent. Returns false if it may still be carried out.
+    async fn withdraw(&self, written: u64) -> anyhow::Result<bool> {
+        let gone = self.metastore.delete::<RemoveIntent>(&self.store, written).await?;
+        Ok(matches!(gone, CasOutcome::Done { .. }))
+    }
+}

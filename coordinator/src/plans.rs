@@ -1,0 +1,77 @@
+//! Answers `dkc plan`: the moves that the planner makes, and why they wait.
+//!
+//! The driver's loop only copies the planner's inputs. The forecast is computed in a thread of its
+//! own, one at a time, since that of a large cluster takes seconds.
+
+use engine::coordinator::MovesStatus;
+use engine::coordinator::planner::{PlanView, drain_obstacle};
+use engine::ids::StoreId;
+use proto::wire;
+use proto::wire::operator_server::Operator;
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
+use tonic::{Request, Response, Status};
+
+use crate::etcd::DriverMessage;
+
+/// More rounds than an operator waits for; the forecast of a plan that never ends stops here.
+const ROUNDS_MAX: usize = 500;
+
+/// The gRPC service `Operator`.
+pub(crate) struct PlanService {
+    messages: mpsc::Sender<DriverMessage>,
+    /// The cluster that this process leads; `None` while it is a standby.
+    led_cluster: watch::Receiver<Option<u128>>,
+    /// Held by the forecast that is being computed.
+    computing: Mutex<()>,
+}
+
+impl PlanService {
+    pub(crate) fn new(
+        messages: mpsc::Sender<DriverMessage>,
+        led_cluster: watch::Receiver<Option<u128>>,
+    ) -> Self {
+        Self { messages, led_cluster, computing: Mutex::new(()) }
+    }
+
+    /// Asks the driver for the planner's inputs.
+    async fn view(&self) -> Result<(PlanView, MovesStatus), Status> {
+        let (reply, answer) = oneshot::channel();
+        let asked = self.messages.send(DriverMessage::Plan(reply)).await;
+        let answer = if asked.is_ok() { answer.await.ok().flatten() } else { None };
+        answer.ok_or_else(|| {
+            Status::unavailable("this coordinator does not lead, or has not probed all nodes yet")
+        })
+    }
+}
+
+#[tonic::async_trait]
+impl Operator for PlanService {
+    async fn plan(
+        &self,
+        request: Request<wire::PlanQuery>,
+    ) -> Result<Response<wire::PlanReply>, Status> {
+        let led_cluster = *self.led_cluster.borrow();
+        let Some(cluster) = led_cluster else {
+            return Err(Status::unavailable("this coordinator is a standby: ask the leader"));
+        };
+        let query = request.into_inner();
+        wire::Open::accept_required(query.open.as_ref(), cluster)?;
+        let drain = query.drain.map(StoreId::from);
+        let _one_at_a_time = self.computing.lock().await;
+        let (view, moves) = self.view().await?;
+        let computed = tokio::task::spawn_blocking(move || reply(view, &moves, drain)).await;
+        let reply = computed.map_err(|_| Status::internal("the forecast failed: see the log"))?;
+        Ok(Response::new(reply))
+    }
+}
+
+fn reply(view: PlanView, moves: &MovesStatus, drain: Option<StoreId>) -> wire::PlanReply {
+    let obstacle = drain.and_then(|store| drain_obstacle(&view.stores, store, view.replicas));
+    let (paused, guard) = (view.paused, view.hold);
+    let view = match drain {
+        Some(store) => view.drained(store),
+        None => view,
+    };
+    let forecast = view.forecast(ROUNDS_MAX);
+    wire::PlanReply { paused, guard, ..wire::PlanReply::new(&forecast, moves, obstacle) }
+}
