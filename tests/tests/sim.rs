@@ -18,6 +18,9 @@ use tests::sim::failover::{self, Death};
 use tests::sim::hunt::Recorded;
 use tests::sim::plan::disks::DiskFault;
 use tests::sim::plan::faults::FaultKind;
+use tests::sim::plan::large::ClusterSize;
+use tests::sim::rng::Rng;
+use tests::sim::scale::run_scale;
 use tests::sim::{Report, run};
 
 /// At least this many seeds must count: enough acknowledged, and something in flight at every
@@ -115,6 +118,28 @@ fn a_killed_node_is_replaced_within_half_a_second() {
 #[test]
 fn a_silent_node_is_replaced_within_its_lease_and_half_a_second() {
     assert!(worst_gaps(Death::Silent)[19] < 2_500);
+}
+
+/// Nodes join, are drained and die, and a zone dies and comes back, all at once and under traffic.
+/// The size is drawn; `scale` runs a hundred nodes.
+#[test]
+fn clusters_of_many_sizes_become_level() {
+    for seed in 1..=4 {
+        let mut draw = Rng::new(seed);
+        let size = ClusterSize {
+            nodes: draw.between(9, 18) as u16,
+            shards: draw.between(9, 200) as u16,
+            gateways: draw.between(1, 4) as u8,
+            coordinators: 3,
+            zones: 3,
+            clients: 16,
+            joining: draw.between(1, 9) as u16,
+            drained: draw.between(1, 4) as u16,
+        };
+        let report = run_scale(seed, size);
+        assert_eq!(report.violations, [], "seed {seed}, {size:?}");
+        assert!(report.acknowledged > 500, "seed {seed}: {report:?}");
+    }
 }
 
 #[test]

@@ -116,6 +116,10 @@ impl Oracle {
         }
         for (at, view) in node.replicas().enumerate() {
             if self.is_checked(me, at, &view) {
+                // One that waits for acknowledgements is checked as time passes.
+                if view.primary.is_some() && view.last.seq > view.commit {
+                    self.moves.look(now, me, &view, &mut self.violations);
+                }
                 continue;
             }
             self.never_back.look(me, &view, &mut self.violations);
@@ -144,14 +148,13 @@ impl Oracle {
         }
     }
 
-    /// Returns whether the replica, the node's so-manieth, was checked as it is. One that waits for
-    /// acknowledgements is checked as time passes.
+    /// Returns whether the replica, the node's so-manieth, was checked as it is.
     fn is_checked(&mut self, me: StoreBoot, at: usize, view: &ReplicaView<'_>) -> bool {
         let Some(checked) = &mut self.checked else { return false };
         let now = CheckedReplica::of(me, view);
         let of_node = checked.entry(me.store).or_default();
         match of_node.get_mut(at) {
-            Some(before) if *before == now => !now.waits,
+            Some(before) if *before == now => true,
             Some(before) => {
                 *before = now;
                 false
@@ -201,7 +204,6 @@ struct CheckedReplica {
     unfit: bool,
     stopped: bool,
     leads: Option<(Epoch, bool, bool)>,
-    waits: bool,
 }
 
 impl CheckedReplica {
@@ -217,7 +219,6 @@ impl CheckedReplica {
             unfit: view.unfit,
             stopped: view.stopped.is_some(),
             leads,
-            waits: leads.is_some() && view.last.seq > view.commit,
         }
     }
 }

@@ -233,12 +233,11 @@ impl ScaleRun {
         }
         let (least, most) = self.spread(|record| record.isr.clone());
         let (leads_least, leads_most) = self.spread(|record| vec![record.primary.store]);
-        // Zones differ by a node or two, so copies can't be equal in all.
-        let uneven = most > least + self.uneven() || leads_most > leads_least + self.uneven();
+        let uneven = most > least + self.uneven() || leads_most > leads_least + 1;
         uneven.then(|| format!("copies {least}..{most}, leads {leads_least}..{leads_most}"))
     }
 
-    /// The difference between two nodes that zones of different sizes bring about.
+    /// The difference in copies between two nodes: zones of different sizes hold equally many.
     fn uneven(&self) -> usize {
         let zones = usize::from(self.world.cluster.core.plan.zones);
         let mut sizes = vec![0; zones];
