@@ -26,7 +26,7 @@ use super::rng::Rng;
 use super::trace::Trace;
 use super::world::SimWorld;
 
-/// What a run has shown. Times are virtual, in milliseconds.
+/// The results of a run. Times are virtual, in milliseconds.
 #[derive(Debug, Default)]
 pub struct ScaleReport {
     pub violations: Vec<Violation>,
