@@ -113,12 +113,8 @@ fn log_decision(decision: &Decision, directory: &NodeDirectory, gauges: &Gauges)
             let node = name(store);
             warn!(node, %store, %to, "store lost: another store has its name, and gets its shards");
         }
-        Decision::Retired { store, lost: false } => {
+        Decision::Retired { store } => {
             info!(node = name(store), %store, "node removed from the cluster");
-        }
-        Decision::Retired { store, lost: true } => {
-            let node = name(store);
-            warn!(node, %store, "store lost: an operator gave it up, others get its shards");
         }
         Decision::Draining(store) => {
             info!(node = name(store), "draining node: its shards and copies move to other nodes");

@@ -98,7 +98,8 @@ impl EtcdHandle {
             Writes::Removal(removal) => {
                 let StoreRemoval { store, expect, record, intent, drain } = &**removal;
                 let txn = write(txn, store, record, *expect);
-                let txn = txn.delete::<RemoveIntent>(store, *intent);
+                // A process that has registered meanwhile runs.
+                let txn = txn.if_absent::<NodeRecord>(store).delete::<RemoveIntent>(store, *intent);
                 match drain {
                     Some(at) => txn.delete::<DrainIntent>(store, *at),
                     None => txn,

@@ -3,6 +3,8 @@
 //! The driver's loop only copies the planner's inputs. The forecast is computed in a thread of its
 //! own, one at a time, since that of a large cluster takes seconds.
 
+use std::sync::Arc;
+
 use engine::coordinator::MovesStatus;
 use engine::coordinator::planner::{PlanView, drain_obstacle};
 use engine::ids::StoreId;
@@ -13,7 +15,7 @@ use tonic::{Request, Response, Status};
 
 use crate::etcd::DriverMessage;
 
-/// More rounds than an operator waits for; the forecast of a plan that never ends stops here.
+/// More rounds than an operator waits for.
 const ROUNDS_MAX: usize = 500;
 
 /// The gRPC service `Operator`.
@@ -22,7 +24,7 @@ pub(crate) struct PlanService {
     /// The cluster that this process leads; `None` while it is a standby.
     led_cluster: watch::Receiver<Option<u128>>,
     /// Held by the forecast that is being computed.
-    computing: Mutex<()>,
+    computing: Arc<Mutex<()>>,
 }
 
 impl PlanService {
@@ -30,7 +32,7 @@ impl PlanService {
         messages: mpsc::Sender<DriverMessage>,
         led_cluster: watch::Receiver<Option<u128>>,
     ) -> Self {
-        Self { messages, led_cluster, computing: Mutex::new(()) }
+        Self { messages, led_cluster, computing: Arc::default() }
     }
 
     /// Asks the driver for the planner's inputs.
@@ -57,16 +59,23 @@ impl Operator for PlanService {
         let query = request.into_inner();
         wire::Open::accept_required(query.open.as_ref(), cluster)?;
         let drain = query.drain.map(StoreId::from);
-        let _one_at_a_time = self.computing.lock().await;
+        // The thread holds it: it goes on if the client does not wait.
+        let one_at_a_time = self.computing.clone().lock_owned().await;
         let (view, moves) = self.view().await?;
-        let computed = tokio::task::spawn_blocking(move || reply(view, &moves, drain)).await;
+        let computed = tokio::task::spawn_blocking(move || {
+            let _one_at_a_time = one_at_a_time;
+            reply(view, &moves, drain)
+        });
+        let computed = computed.await;
         let reply = computed.map_err(|_| Status::internal("the forecast failed: see the log"))?;
         Ok(Response::new(reply))
     }
 }
 
 fn reply(view: PlanView, moves: &MovesStatus, drain: Option<StoreId>) -> wire::PlanReply {
-    let obstacle = drain.and_then(|store| drain_obstacle(&view.stores, store, view.replicas));
+    // A node that drains already, or holds nothing, is drained at once.
+    let in_question = drain.filter(|&store| view.is_to_be_emptied(store));
+    let obstacle = in_question.and_then(|store| drain_obstacle(&view.stores, store, view.replicas));
     let (paused, guard) = (view.paused, view.hold);
     let view = match drain {
         Some(store) => view.drained(store),

@@ -132,8 +132,6 @@ pub struct PromoteIntent {
 pub struct RemoveIntent {
     /// The boot that the operator has seen: after another start the intent has no effect.
     pub boot: Boot,
-    /// The store may still be counted on for copies: it is given up, since it will not return.
-    pub lost: bool,
     /// The operator.
     pub from: Operator,
 }
@@ -361,7 +359,6 @@ impl RemoveIntent {
     pub fn encode(&self) -> Vec<u8> {
         let mut out = vec![FORMAT];
         put_varint(&mut out, self.boot.0);
-        out.push(u8::from(self.lost));
         put_operator(&mut out, &self.from);
         out
     }
@@ -369,15 +366,7 @@ impl RemoveIntent {
     /// Decodes the record. The error names the field that can't be read.
     pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
         let mut from = begin(bytes, "remove intent format")?;
-        let intent = Self {
-            boot: Boot(from.varint("removed boot")?),
-            lost: match from.u8("removed as lost")? {
-                0 => false,
-                1 => true,
-                _ => return Err(Malformed("removed as lost")),
-            },
-            from: operator(&mut from)?,
-        };
+        let intent = Self { boot: Boot(from.varint("removed boot")?), from: operator(&mut from)? };
         from.finish("remove intent")?;
         Ok(intent)
     }
@@ -489,11 +478,11 @@ mod tests {
         bytes.extend([9, 0xAC, 2, 3, b'a', b'@', b'b']);
         assert_eq!(intent.encode(), bytes);
         assert_eq!(PromoteIntent::decode(&bytes), Ok(intent));
-        let remove = RemoveIntent { boot: Boot(3), lost: true, from: me.clone() };
-        let bytes = [1, 3, 1, 0xAC, 2, 3, b'a', b'@', b'b'];
+        let remove = RemoveIntent { boot: Boot(3), from: me.clone() };
+        let bytes = [1, 3, 0xAC, 2, 3, b'a', b'@', b'b'];
         assert_eq!(remove.encode(), bytes);
         assert_eq!(RemoveIntent::decode(&bytes), Ok(remove));
-        assert!(RemoveIntent::decode(&[1, 3, 2, 0, 0]).is_err());
+        assert!(RemoveIntent::decode(&[1, 3, 2, 5]).is_err());
         let pause = PauseIntent { from: me.clone() };
         let bytes = [1, 0xAC, 2, 3, b'a', b'@', b'b'];
         assert_eq!(pause.encode(), bytes);

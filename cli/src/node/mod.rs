@@ -33,7 +33,7 @@ enum NodeCommand {
     Drain(drain::Args),
     /// Cancel the drain of a node: it may hold shards again
     Undrain(drain::UndrainArgs),
-    /// Take a node that was drained and stopped, or that is lost, out of the cluster
+    /// Take a node that was drained and stopped out of the cluster
     Remove(remove::Args),
 }
 

@@ -10,8 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 use engine::coordinator::removal::{Removal, RemovalRefusal};
 use engine::ids::StoreId;
-use engine::records::{RemoveIntent, StoreRecord, StoreStatus};
-use engine::shard_record::ShardRecord;
+use engine::records::{RemoveIntent, StoreRecord};
 use metastore::{CasOutcome, CoordinatorRecord, Metastore, Revisioned};
 use process::ClusterOptions;
 use serde::Serialize;
@@ -29,10 +28,6 @@ const POLL_INTERVAL: Duration = Duration::from_millis(200);
 pub(super) struct Args {
     /// Name of the node, or uuid of its store
     node: String,
-    /// The machine will never return: give its copies up now instead of after --rebuild-delay. Only
-    /// done where another good copy leads
-    #[arg(long)]
-    lost: bool,
     /// Seconds to wait for the coordinator before the request is withdrawn
     #[arg(
         long,
@@ -53,7 +48,6 @@ pub(super) struct Args {
 struct RemoveReport {
     node: String,
     uuid: String,
-    /// `retired`, or `lost` if the node was counted on for copies.
     state: &'static str,
 }
 
@@ -66,7 +60,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<CommandExit> {
         Err(why) => return CommandExit::usage(why),
     };
     let name = &store.record.name;
-    if let Err(why) = verdict(&records, store, args.lost) {
+    if let Err(why) = verdict(&records, store) {
         note!("error: {name} cannot be removed: {why}. Nothing was changed");
         return Ok(CommandExit::Failed);
     }
@@ -78,15 +72,19 @@ pub(super) async fn run(args: Args) -> anyhow::Result<CommandExit> {
         return Ok(CommandExit::Failed);
     }
     let request = RemoveRequest { metastore, store: store.id };
-    let intent = RemoveIntent { boot: store.record.boot, lost: args.lost, from: operator() };
+    let intent = RemoveIntent { boot: store.record.boot, from: operator() };
     let written = request.write(&intent).await?;
-    if let Some(status) = request.carried_out(Duration::from_secs(args.wait)).await? {
-        let state = if status == StoreStatus::Retired { "retired" } else { "lost" };
-        let report = RemoveReport { node: name.clone(), uuid: store.id.to_string(), state };
+    let wait = Duration::from_secs(args.wait);
+    let done = request.carried_out(wait).await?;
+    let withdrawn = !done && request.withdraw(written).await?;
+    // The coordinator may have been faster than the withdrawal.
+    if done || !withdrawn && request.carried_out(Duration::ZERO).await? {
+        let uuid = store.id.to_string();
+        let report = RemoveReport { node: name.clone(), uuid, state: "retired" };
         output::report(args.json, &report, RemoveReport::sentence)?;
         return Ok(CommandExit::Done);
     }
-    if !request.withdraw(written).await? {
+    if !withdrawn {
         note!("unknown: the coordinator did not remove {name} in time, and it still may");
         return Ok(CommandExit::Unknown);
     }
@@ -98,35 +96,14 @@ pub(super) async fn run(args: Args) -> anyhow::Result<CommandExit> {
 }
 
 /// Returns whether the node may leave by the records in etcd, or the reason why it may not.
-fn verdict(
-    records: &NodeRecords,
-    store: &Revisioned<StoreRecord>,
-    lost: bool,
-) -> Result<StoreStatus, RemovalRefusal> {
-    let led_by_another = |shard: &ShardRecord| {
-        let primary = shard.primary;
-        let runs = |kept: &Revisioned<engine::records::NodeRecord>| {
-            kept.id == primary.store && kept.record.boot == primary.boot
-        };
-        let holder = records.stores.iter().find(|kept| kept.id == primary.store);
-        primary.store != store.id
-            && records.nodes.iter().any(runs)
-            && holder.is_some_and(|kept| kept.record.status != StoreStatus::Suspect)
-    };
-    let removal = Removal { store: store.id, lost, runs: records.runs(store.id) };
-    removal.status(store.record.status, || records.shards.iter(), led_by_another, None)
+fn verdict(records: &NodeRecords, store: &Revisioned<StoreRecord>) -> Result<(), RemovalRefusal> {
+    let removal = Removal { store: store.id, runs: records.runs(store.id) };
+    removal.check(records.shards.iter(), None)
 }
 
 impl RemoveReport {
     fn sentence(&self) -> String {
-        let Self { node, state, .. } = self;
-        match *state {
-            "retired" => format!("{node} is removed: its name is free, its data can be deleted"),
-            _ => format!(
-                "{node} is given up: other nodes get its copies now, and its name is free. Its \
-                 disk must not be erased before `dkc status` shows all shards whole"
-            ),
-        }
+        format!("{} is removed: its name is free, its data can be deleted", self.node)
     }
 }
 
@@ -155,17 +132,16 @@ impl RemoveRequest {
         }
     }
 
-    /// Waits until the store is gone, for at most `wait`, and returns its status then.
-    async fn carried_out(&self, wait: Duration) -> anyhow::Result<Option<StoreStatus>> {
+    /// Waits until the store is gone, for at most `wait`. Returns whether it is.
+    async fn carried_out(&self, wait: Duration) -> anyhow::Result<bool> {
         let began = Instant::now();
         loop {
             let kept = self.metastore.get::<StoreRecord>(&self.store).await?;
-            let status = kept.map_or(StoreStatus::Retired, |kept| kept.record.status);
-            if status.is_gone() {
-                return Ok(Some(status));
+            if kept.is_none_or(|kept| kept.record.status.is_gone()) {
+                return Ok(true);
             }
             if began.elapsed() >= wait {
-                return Ok(None);
+                return Ok(false);
             }
             tokio::time::sleep(POLL_INTERVAL).await;
         }

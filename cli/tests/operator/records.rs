@@ -249,7 +249,6 @@ fn a_node_is_removed_only_once_it_is_empty_and_stopped() {
     records.check(&remove("node-1", &[]), 1, "node-1 cannot be removed: its process runs");
     records.delete::<NodeRecord>(&NODE_1);
     records.check(&remove("node-1", &[]), 1, "1 shards have copies there");
-    records.check(&remove("node-1", &["--lost"]), 1, "no other good one that leads, shard 0");
     assert_eq!(records.get::<RemoveIntent>(&NODE_1), None);
     let waits = ["--wait", "1"];
     records.check(&remove("node-2", &waits), 1, "the request is withdrawn");

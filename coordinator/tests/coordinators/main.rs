@@ -539,7 +539,7 @@ async fn a_node_that_holds_nothing_and_has_stopped_is_removed() {
     assert!(matches!(made.expect("an answer"), CasOutcome::Done { .. }));
     cluster.add(4).await;
     let (fourth, boot) = (StoreId(4), Boot(1));
-    let made = cluster.store.create(&fourth, &RemoveIntent { boot, lost: false, from }).await;
+    let made = cluster.store.create(&fourth, &RemoveIntent { boot, from }).await;
     assert!(matches!(made.expect("an answer"), CasOutcome::Done { .. }));
     let status = async || {
         let kept = cluster.store.get::<StoreRecord>(&fourth).await.expect("a read");

@@ -94,8 +94,6 @@ pub enum Decision {
     Retired {
         /// The store.
         store: StoreId,
-        /// The store was counted on for copies, and is given up.
-        lost: bool,
     },
     /// An operator wants the store emptied.
     Draining(StoreId),

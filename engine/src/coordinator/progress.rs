@@ -111,7 +111,8 @@ fn wants_a_move(
     };
     let misplaced = record.isr.iter().any(|store| !record.target.contains(store));
     let short = record.target.len() < input.replicas || record.target.iter().any(leaves);
-    !record.learners.is_empty() || !input.hold && (misplaced || short)
+    let fills = record.learners.iter().any(|&store| state(store) != StoreState::Away);
+    fills || !input.hold && (misplaced || short)
 }
 
 #[cfg(test)]

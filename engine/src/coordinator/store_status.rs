@@ -137,21 +137,19 @@ fn review_removals(review: &mut ReviewTurn<'_>) {
             continue;
         }
         let runs = records.is_registered(store) || !review.is_dead(store);
-        let led_by_another = |record: &ShardRecord| is_led_by_another(review, store, record);
-        let removal = removal::Removal { store, lost: intent.value.lost, runs };
-        let shards = || review.cluster.shards();
-        let status = removal.status(kept.value.status, shards, led_by_another, planted);
-        let Ok(status) = status else { continue };
-        let record = StoreRecord { status, ..kept.value.clone() };
+        let removal = removal::Removal { store, runs };
+        if removal.check(review.cluster.shards(), planted).is_err() {
+            continue;
+        }
+        let record = StoreRecord { status: StoreStatus::Retired, ..kept.value.clone() };
         let drain = records.drains.get(store).map(|drain| drain.modified);
         let (expect, intent) = (kept.modified, intent.modified);
         removals.push(StoreRemoval { store, expect, record, intent, drain });
     }
     for removal in removals {
-        let StoreRemoval { store, record, .. } = &removal;
-        if !is_proposing(review, *store) {
-            let lost = record.status != StoreStatus::Retired;
-            let decision = Decision::Retired { store: *store, lost };
+        let store = removal.store;
+        if !is_proposing(review, store) {
+            let decision = Decision::Retired { store };
             review.propose(Writes::Removal(Box::new(removal)), vec![decision]);
         }
     }

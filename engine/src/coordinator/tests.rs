@@ -192,10 +192,10 @@ impl Bench {
     }
 
     /// An operator wants the store, of this boot, out of the cluster.
-    fn remove(&mut self, store: u128, boot: u64, lost: bool) {
+    fn remove(&mut self, store: u128, boot: u64) {
         let revision = self.revision();
         let from = Operator { at: TimeMs(1), name: "me@here".into() };
-        let intent = RemoveIntent { boot: Boot(boot), lost, from };
+        let intent = RemoveIntent { boot: Boot(boot), from };
         self.etcd.removes.push((id(store), kept(intent.clone(), revision)));
         let change = RecordChange::Remove(id(store), Some(kept(intent, revision)));
         self.on(Event::Changed { revision, change });
@@ -1473,13 +1473,13 @@ fn without_node_4(shards: Vec<ShardRecord>) -> Bench {
 #[test]
 fn a_stopped_store_that_holds_nothing_is_removed_with_its_drain() {
     let mut bench = without_node_4(vec![shard_at(0)]);
-    bench.remove(4, 1, false);
+    bench.remove(4, 1);
     assert_eq!(bench.removals(), [(id(4), StoreStatus::Retired, false)]);
 
     let mut bench = Bench::leading(4, vec![shard_at(0)]);
     bench.drain(4);
     assert_eq!(bench.accept_status(), (id(4), StoreStatus::Draining));
-    bench.remove(4, 1, false);
+    bench.remove(4, 1);
     bench.pass(1_000);
     assert_eq!(bench.removals(), [], "it runs");
     bench.kill(4);
@@ -1498,39 +1498,18 @@ fn an_intent_to_remove_a_former_boot_has_no_effect() {
     bench.lease_ends(4);
     bench.pass(300);
     bench.take();
-    bench.remove(4, 1, false);
+    bench.remove(4, 1);
     bench.pass(1_000);
     assert_eq!(bench.removals(), []);
 }
 
 #[test]
-fn a_store_that_holds_copies_is_removed_only_as_lost() {
+fn a_store_that_holds_copies_is_not_removed() {
     let held = ShardRecord { isr: ids(&[1, 2, 4]), target: ids(&[1, 2, 4]), ..shard_at(0) };
-    let mut bench = Bench::leading(4, vec![held.clone()]);
-    bench.kill(4);
-    bench.lease_ends(4);
-    bench.remove(4, 1, false);
-    bench.pass(5_000);
-    assert_eq!(bench.removals(), [], "it holds a copy");
-
     let mut bench = Bench::leading(4, vec![held]);
     bench.kill(4);
     bench.lease_ends(4);
-    bench.remove(4, 1, true);
-    bench.pass(300);
-    assert_eq!(bench.removals(), [(id(4), StoreStatus::Lost, false)]);
-}
-
-/// The copy of the lost store may be the only one that has everything: its primary is away, too.
-#[test]
-fn a_lost_store_stays_while_no_other_good_copy_leads() {
-    let held = ShardRecord { isr: ids(&[1, 2, 4]), target: ids(&[1, 2, 4]), ..shard_at(0) };
-    let mut bench = Bench::leading(4, vec![held]);
-    for store in [1, 4] {
-        bench.kill(store);
-        bench.lease_ends(store);
-    }
-    bench.remove(4, 1, true);
+    bench.remove(4, 1);
     bench.pass(5_000);
     assert_eq!(bench.removals(), []);
 }

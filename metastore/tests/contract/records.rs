@@ -48,7 +48,7 @@ async fn every_kind_comes_back_as_it_was_written() {
     round_trip(&store, StoreId(9), DrainIntent).await;
     let from = Operator { at: TimeMs(7), name: "me@here".into() };
     round_trip(&store, (), PauseIntent { from: from.clone() }).await;
-    round_trip(&store, StoreId(9), RemoveIntent { boot: Boot(3), lost: false, from }).await;
+    round_trip(&store, StoreId(9), RemoveIntent { boot: Boot(3), from }).await;
 }
 
 #[tokio::test]

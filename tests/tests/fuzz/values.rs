@@ -296,9 +296,8 @@ pub(crate) fn gateway() -> impl Strategy<Value = GatewayRecord> {
 }
 
 pub(crate) fn removal() -> impl Strategy<Value = RemoveIntent> {
-    (number(), any::<bool>(), number(), ".{0,20}").prop_map(|(boot, lost, at, name)| RemoveIntent {
+    (number(), number(), ".{0,20}").prop_map(|(boot, at, name)| RemoveIntent {
         boot: Boot(boot),
-        lost,
         from: Operator { at: TimeMs(at), name },
     })
 }

@@ -166,11 +166,22 @@ struct ForecastMap<'a> {
 }
 
 impl PlanView {
-    /// The moves that follow if this store were drained, too.
+    /// The moves that follow if this store were drained, too. One that does not answer stays as it
+    /// is.
     pub fn drained(mut self, store: StoreId) -> Self {
-        let drained = self.stores.iter_mut().filter(|it| it.id == store);
+        let answers = |state| {
+            matches!(state, StoreState::Ready | StoreState::Full | StoreState::Unregistered)
+        };
+        let drained = self.stores.iter_mut().filter(|it| it.id == store && answers(it.state));
         drained.for_each(|it| it.state = StoreState::Draining);
         self
+    }
+
+    /// Returns whether a drain of this store would have anything to do that is not done already.
+    pub fn is_to_be_emptied(&self, store: StoreId) -> bool {
+        let drains = |it: &Store| it.id == store && it.state == StoreState::Draining;
+        !self.stores.iter().any(drains)
+            && self.shards.iter().any(|shard| super::plan::wants(&shard.record, store))
     }
 
     /// Lists the moves until the map is level, of `rounds_max` rounds at most.

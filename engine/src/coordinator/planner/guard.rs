@@ -20,8 +20,10 @@ use crate::ids::{Now, StoreId};
 pub struct MassFailureGuard {
     /// The time since which each store that is away has been so.
     vanished: BTreeMap<StoreId, Now>,
-    /// The stores whose return is waited for.
-    held: BTreeSet<StoreId>,
+    /// The stores that vanished together, until all of them are back.
+    fallen: BTreeSet<StoreId>,
+    /// Enough of them are away to hold back new copies.
+    holds: bool,
     /// The end of the hold.
     until: Now,
 }
@@ -50,20 +52,21 @@ impl MassFailureGuard {
             let many = stores.len() > 1 && expected >= limits.guard_nodes_min;
             many && stores.len() * 100 > expected * limits.guard_percent_max
         };
-        let news = recent.iter().any(|store| !self.held.contains(store));
+        let news = recent.iter().any(|store| !self.fallen.contains(store));
         if news && is_mass(&recent) {
-            self.held.extend(recent);
+            self.fallen.extend(recent);
             self.until = now.plus_ms(hold_ms);
         }
-        self.held.retain(|store| away.contains(store));
-        if now >= self.until || !is_mass(&self.held) {
-            self.held.clear();
+        if now >= self.until || self.fallen.is_disjoint(away) {
+            self.fallen.clear();
         }
+        // One that comes back for a moment only does not end the hold of the others.
+        self.holds = is_mass(&self.fallen.intersection(away).copied().collect());
     }
 
     /// Returns whether new copies are held back.
     pub fn holds(&self) -> bool {
-        !self.held.is_empty()
+        self.holds
     }
 }
 
@@ -113,6 +116,8 @@ mod tests {
         check(5, &[(10, &[1, 2]), (20, &[1])], false);
         check(9, &[(10, &[1, 2, 3, 4]), (20, &[1, 2, 3])], true);
         check(9, &[(10, &[1, 2, 3, 4]), (20, &[1, 2])], false);
+        check(5, &[(10, &[1, 2]), (20, &[1]), (30, &[1, 2])], true);
+        check(5, &[(10, &[1, 2]), (20, &[]), (30, &[1]), (40, &[1, 2])], false);
         check(5, &[(10, &[1, 2]), (609, &[1, 2])], true);
         check(5, &[(10, &[1, 2]), (610, &[1, 2])], false);
         check(5, &[(10, &[1, 2]), (610, &[1, 2]), (700, &[1, 2])], false);
