@@ -37,6 +37,11 @@ impl ShardRecord {
         self.slots.shard()
     }
 
+    /// Returns whether the store has a copy of the shard, in sync or not, or a place in its target.
+    pub fn mentions(&self, store: StoreId) -> bool {
+        [&self.isr, &self.learners, &self.target].iter().any(|all| all.contains(&store))
+    }
+
     /// The number of members that may leave the in-sync set: a set below `min_in_sync` commits
     /// nothing, and the primary stays in any case.
     pub fn room(&self, min_in_sync: usize) -> usize {

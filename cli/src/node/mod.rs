@@ -128,12 +128,9 @@ impl NodeRecords {
 /// Counts the shards that a store leads, and those of which it holds a copy or is to hold one.
 fn holdings(shards: &[ShardRecord], store: StoreId) -> StoreHoldings {
     let count = |holds: &dyn Fn(&&ShardRecord) -> bool| shards.iter().filter(holds).count();
-    let wants = |shard: &&ShardRecord| {
-        [&shard.isr, &shard.learners, &shard.target].iter().any(|all| all.contains(&store))
-    };
     StoreHoldings {
         leads: count(&|shard| shard.primary.store == store),
-        copies: count(&wants),
+        copies: count(&|shard| shard.mentions(store)),
         in_sync: count(&|shard| shard.isr.contains(&store)),
     }
 }

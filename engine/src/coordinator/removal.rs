@@ -44,12 +44,7 @@ impl Removal {
         if self.runs {
             return Err(RemovalRefusal::Runs);
         }
-        let mentions = |record: &&ShardRecord| {
-            [&record.isr, &record.learners, &record.target]
-                .iter()
-                .any(|all| all.contains(&self.store))
-        };
-        match shards.filter(mentions).count() {
+        match shards.filter(|record| record.mentions(self.store)).count() {
             0 => Ok(()),
             _ if Planted::RemovesWhatHolds.is_in(planted) => Ok(()),
             shards => Err(RemovalRefusal::Holds { shards }),

@@ -192,7 +192,8 @@ impl Oracle {
     }
 }
 
-/// Everything of a replica that the checkers look at, to see whether it has changed.
+/// The numbers and marks of a replica that its steps change. They do not show that a log or a state
+/// was replaced by another one of equal length within one event.
 #[derive(Clone, Copy, Eq, PartialEq)]
 struct CheckedReplica {
     shard: ShardId,

@@ -34,7 +34,8 @@ pub struct ScaleReport {
     pub placed_ms: u64,
     /// The time from the first change until the map was level again; `None`: it never was.
     pub level_ms: Option<u64>,
-    /// The copies that were made, and the fewest that the changes of the nodes ask for.
+    /// The copies that are where none was before, and the fewest that the changes of the nodes ask
+    /// for. A copy that was made and moved on again is not counted.
     pub moves: usize,
     pub moves_min: usize,
     /// Transactions of etcd that took effect while the map changed, and the most in one second.
@@ -268,7 +269,7 @@ impl ScaleRun {
 
     // ---- the report ----------------------------------------------------------------------------
 
-    /// A copy was made wherever a store is in sync that was not before.
+    /// Counts the stores that are in sync and were not before.
     fn count_moves(&mut self, before: &[ShardRecord]) {
         let after = self.records();
         let made = |(old, new): (&ShardRecord, &ShardRecord)| {

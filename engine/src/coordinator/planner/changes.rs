@@ -6,7 +6,7 @@
 //! one that can't acknowledge. Everything else makes *new* copies, or moves them, and is limited.
 
 use crate::coordinator::planner::levelling::{level_primaries, level_replicas};
-use crate::coordinator::planner::plan::{PlanBuilder, holds, wants};
+use crate::coordinator::planner::plan::{PlanBuilder, holds};
 use crate::coordinator::planner::vacancies::rebuild;
 use crate::coordinator::planner::{PlannedChange, PlannerInput, ShardView, StoreState};
 use crate::ids::StoreId;
@@ -147,7 +147,7 @@ fn empty(plan: &PlanBuilder<'_>, shard: &ShardView<'_>) -> Option<PlannedChange>
     let instead = record.target.iter().copied().find(drains)?;
     let kept: Vec<StoreId> =
         record.target.iter().copied().filter(|&store| store != instead).collect();
-    let store = plan.best(&kept, |store| !wants(record, store))?;
+    let store = plan.best(&kept, |store| !record.mentions(store))?;
     let change = PlannedChange::Recruit { shard: record.shard(), store, instead: Some(instead) };
     // The best store may have to take other copies first. A fuller one would only have to give
     // this one away again.

@@ -181,7 +181,7 @@ impl PlanView {
     pub fn is_to_be_emptied(&self, store: StoreId) -> bool {
         let drains = |it: &Store| it.id == store && it.state == StoreState::Draining;
         !self.stores.iter().any(drains)
-            && self.shards.iter().any(|shard| super::plan::wants(&shard.record, store))
+            && self.shards.iter().any(|shard| shard.record.mentions(store))
     }
 
     /// Lists the moves until the map is level, of `rounds_max` rounds at most.

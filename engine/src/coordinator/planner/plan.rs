@@ -195,8 +195,3 @@ impl<'a> PlanBuilder<'a> {
 pub(super) fn holds(record: &ShardRecord, store: StoreId) -> bool {
     record.isr.contains(&store) || record.learners.contains(&store)
 }
-
-/// Returns whether the store has a copy of the shard, or a place in its target.
-pub(super) fn wants(record: &ShardRecord, store: StoreId) -> bool {
-    holds(record, store) || record.target.contains(&store)
-}

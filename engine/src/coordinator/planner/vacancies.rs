@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::coordinator::planner::plan::{PlanBuilder, wants};
+use crate::coordinator::planner::plan::PlanBuilder;
 use crate::coordinator::planner::{Nearness, PlannedChange, Store, StoreState, balance, known};
 use crate::ids::StoreId;
 use crate::shard_record::ShardRecord;
@@ -20,7 +20,7 @@ impl Vacancy<'_> {
     /// Returns whether the place may go to a store that would do as well as the planned one.
     fn may_go(&self, to: &Store) -> bool {
         let near = |store| Nearness::to(store, &self.kept);
-        !wants(self.record, to.id) && near(to) <= near(self.store)
+        !self.record.mentions(to.id) && near(to) <= near(self.store)
     }
 }
 
@@ -81,7 +81,7 @@ fn emptiest<'a>(
     kept: &[&Store],
 ) -> Option<&'a Store> {
     let ready = plan.stores.values().filter(|store| store.state == StoreState::Ready);
-    let free = ready.zip(loads.values()).filter(|(store, _)| !wants(record, store.id));
+    let free = ready.zip(loads.values()).filter(|(store, _)| !record.mentions(store.id));
     let cost = |(store, load): &(&&Store, &usize)| {
         (Nearness::to(store, kept), **load, std::cmp::Reverse(store.capacity), store.id)
     };
