@@ -22,7 +22,7 @@ impl wire::PlanReply {
         obstacle: Option<DrainObstacle>,
     ) -> Self {
         Self {
-            moves: forecast.moves.iter().map(|it| line(it, moves)).collect(),
+            moves: forecast.moves.iter().map(|it| line(it, moves.copy_ms)).collect(),
             truncated: forecast.truncated,
             wanted: moves.wanted as u64,
             stalled: moves.stalled,
@@ -35,8 +35,7 @@ impl wire::PlanReply {
     }
 }
 
-fn line(one: &PlannedMove, moves: &MovesStatus) -> wire::PlannedMove {
-    let age_ms = one.to.and_then(|to| moves.running.get(&(one.shard, to)).copied());
+fn line(one: &PlannedMove, copy_ms: Option<u64>) -> wire::PlannedMove {
     wire::PlannedMove {
         shard: one.shard.0.into(),
         kind: one.kind.word().to_owned(),
@@ -45,8 +44,8 @@ fn line(one: &PlannedMove, moves: &MovesStatus) -> wire::PlannedMove {
         state: one.state.word().to_owned(),
         reason: one.reason.map(MoveReason::word).map(str::to_owned),
         round: u32::try_from(one.round).unwrap_or(u32::MAX),
-        age_ms,
-        eta_ms: one.eta_ms(moves.copy_ms, age_ms),
+        age_ms: one.age_ms,
+        eta_ms: one.eta_ms(copy_ms),
     }
 }
 
@@ -67,9 +66,9 @@ mod tests {
             state: MoveState::Running,
             reason: None,
             round: 0,
+            age_ms: Some(300),
         };
-        let running = [((ShardId(7), StoreId(4)), 300)].into();
-        let moves = MovesStatus { wanted: 1, copy_ms: Some(1_000), running, ..Default::default() };
+        let moves = MovesStatus { wanted: 1, copy_ms: Some(1_000), ..Default::default() };
         let forecast = PlanForecast { moves: vec![one], truncated: false };
         let reply = wire::PlanReply::new(&forecast, &moves, None);
         let [line] = &reply.moves[..] else { panic!("{reply:?}") };

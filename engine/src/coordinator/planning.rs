@@ -102,6 +102,7 @@ impl Planning {
             hold: self.guard.holds(),
             quiet: self.is_quiet(review, promotions),
             paused: self.paused,
+            ages: self.progress.ages(review.now()),
         })
     }
 

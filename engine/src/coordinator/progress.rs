@@ -39,8 +39,6 @@ pub struct MovesStatus {
     pub stalled: bool,
     /// The average duration of the last copies; `None` if none has ended in this term.
     pub copy_ms: Option<u64>,
-    /// The copies in progress, with the age of each in ms.
-    pub running: BTreeMap<(ShardId, StoreId), u64>,
 }
 
 impl MoveProgress {
@@ -92,8 +90,12 @@ impl MoveProgress {
             still_ms,
             stalled: self.wanted > 0 && still_ms >= stalled_after_ms,
             copy_ms: self.took.iter().sum::<u64>().checked_div(self.took.len() as u64),
-            running: self.running.iter().map(|(&id, began)| (id, now.ms_since(*began))).collect(),
         }
+    }
+
+    /// The copies in progress, with the age of each in ms.
+    pub(super) fn ages(&self, now: Now) -> BTreeMap<(ShardId, StoreId), u64> {
+        self.running.iter().map(|(&id, began)| (id, now.ms_since(*began))).collect()
     }
 }
 

@@ -9,7 +9,7 @@
 //! One move may be two steps of the planner: the copy that a new one replaces is released without a
 //! line of its own.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::coordinator::planner::{
     Nearness, PlannedChange, PlannerInput, PlannerLimits, ShardView, Store, StoreState, Stores,
@@ -35,6 +35,8 @@ pub struct PlannedMove {
     pub reason: Option<MoveReason>,
     /// The number of rounds of moves before this one; those of one round go side by side.
     pub round: usize,
+    /// The time since the copy began, in ms; `None` if the move has not begun.
+    pub age_ms: Option<u64>,
 }
 
 /// Defines an enum of words for operators.
@@ -135,6 +137,8 @@ pub struct PlanView {
     pub quiet: bool,
     /// An operator has paused the moves for balance.
     pub paused: bool,
+    /// The copies in progress, with the age of each in ms.
+    pub ages: BTreeMap<(ShardId, StoreId), u64>,
 }
 
 /// One shard of a [`PlanView`]: a [`ShardView`] with a record of its own.
@@ -214,12 +218,12 @@ impl PlanView {
 }
 
 impl PlannedMove {
-    /// The time until the move is done, if copies take `copy_ms` and this one has lasted `age_ms`.
+    /// The time until the move is done, if copies take `copy_ms`.
     /// `None` if that is unknown, or depends on more than the moves before it.
-    pub fn eta_ms(&self, copy_ms: Option<u64>, age_ms: Option<u64>) -> Option<u64> {
+    pub fn eta_ms(&self, copy_ms: Option<u64>) -> Option<u64> {
         use MoveReason::{Limit, Queued, RepairFirst};
         match (self.state, self.reason) {
-            (MoveState::Running, None) => Some(copy_ms?.saturating_sub(age_ms.unwrap_or(0))),
+            (MoveState::Running, None) => Some(copy_ms?.saturating_sub(self.age_ms.unwrap_or(0))),
             (MoveState::Waiting, Some(Limit | Queued | RepairFirst)) => {
                 Some(copy_ms? * (self.round as u64 + 1))
             }
@@ -273,6 +277,7 @@ impl ForecastMap<'_> {
                     state: MoveState::Running,
                     reason,
                     round: 0,
+                    age_ms: self.view.ages.get(&(record.shard(), to)).copied(),
                 });
             }
         }
@@ -329,7 +334,8 @@ impl ForecastMap<'_> {
         if let Some(kind) = kind {
             let reason = Some(self.reason(kind, at, from, to));
             let (shard, state) = (change.shard(), MoveState::Waiting);
-            self.moves.push(PlannedMove { shard, kind, from, to, state, reason, round });
+            let age_ms = None;
+            self.moves.push(PlannedMove { shard, kind, from, to, state, reason, round, age_ms });
         }
         let next = change.apply(&self.shards[at], self.view.min_in_sync);
         self.shards[at] = next;
@@ -402,6 +408,7 @@ impl ForecastMap<'_> {
                 state,
                 reason: Some(reason),
                 round: 0,
+                age_ms: None,
             };
             let count = left.len();
             for &store in &record.target {
@@ -486,6 +493,7 @@ mod tests {
             hold: false,
             quiet: true,
             paused: false,
+            ages: BTreeMap::new(),
         }
     }
 
@@ -591,9 +599,10 @@ mod tests {
     fn a_move_has_an_eta_if_it_waits_for_others_only() {
         let check = |state, reason, round, want| {
             let (shard, kind, from, to) = (ShardId(0), MoveKind::Copy, None, Some(StoreId(1)));
-            let one = PlannedMove { shard, kind, from, to, state, reason, round };
-            assert_eq!(one.eta_ms(Some(1_000), Some(300)), want);
-            assert_eq!(one.eta_ms(None, Some(300)), None);
+            let age_ms = Some(300);
+            let one = PlannedMove { shard, kind, from, to, state, reason, round, age_ms };
+            assert_eq!(one.eta_ms(Some(1_000)), want);
+            assert_eq!(one.eta_ms(None), None);
         };
         check(MoveState::Running, None, 0, Some(700));
         check(MoveState::Running, Some(MoveReason::TargetAway), 0, None);
