@@ -333,7 +333,7 @@ impl Node {
         turn.probe_disk_if_due();
         peers.note_unacked();
         snapshots::retry(turn);
-        turn.shards.review_led();
+        membership::review_by_clock(turn, peers);
         turn.flush_if_due();
         turn.trim_if_due(snapshots);
         membership.recheck_unassigned_copies(turn);

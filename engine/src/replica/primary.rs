@@ -323,6 +323,23 @@ impl Primary {
         !self.proposals.is_empty()
     }
 
+    /// Returns whether a review has nothing to decide, as long as all members are well and nothing
+    /// waits for its commit.
+    pub fn is_at_rest(&self) -> bool {
+        let streams = |follower: &Follower| {
+            matches!(follower.feed, Feed::Streaming { .. }) && !follower.lost_acked_data
+        };
+        self.active
+            && !self.frozen
+            && self.stepping_down.is_none()
+            && self.joining.is_none()
+            && self.progress.blocked.is_none()
+            && !self.is_unsettled()
+            && self.record.learners.is_empty()
+            && self.record.tainted.is_empty()
+            && self.followers.values().all(streams)
+    }
+
     /// Returns whether a proposal is in flight.
     pub fn is_pending(&self) -> bool {
         self.proposals.iter().any(|proposal| proposal.pending)

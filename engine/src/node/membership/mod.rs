@@ -18,6 +18,7 @@ use crate::node::shared::NodeTurn;
 use crate::node::snapshots::Snapshots;
 use crate::planted::Planted;
 
+pub(super) use in_sync_set::review_by_clock;
 pub(super) use records::{follow_known_record, on_record};
 pub(super) use replica_health::HealthView;
 
