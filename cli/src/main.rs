@@ -7,6 +7,7 @@
 mod args;
 mod bench_command;
 mod check_config;
+mod clock;
 mod config;
 mod count;
 mod counters;
@@ -30,7 +31,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use engine::records::Meta;
 
 use crate::config::{ConfigError, ParsedConfig, RoleArgs};
-use crate::exit::{CommandExit, UsageError};
+use crate::exit::CommandExit;
 use crate::output::note;
 
 // A role allocates many small values that live as long as a batch; glibc's allocator would not
@@ -144,7 +145,7 @@ fn main() -> ExitCode {
 fn end(ended: anyhow::Result<CommandExit>) -> ExitCode {
     let exit = ended.unwrap_or_else(|error| {
         note!("error: {error:#}");
-        if error.is::<UsageError>() { CommandExit::Usage } else { CommandExit::Failed }
+        CommandExit::of_error(&error)
     });
     exit.into()
 }

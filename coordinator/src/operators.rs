@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use engine::coordinator::MovesStatus;
-use engine::coordinator::planner::{PlanView, drain_obstacle};
+use engine::coordinator::planner::PlanView;
 use engine::ids::StoreId;
 use proto::wire;
 use proto::wire::operator_server::Operator;
@@ -90,9 +90,7 @@ impl Operator for OperatorService {
 }
 
 fn reply(view: PlanView, moves: &MovesStatus, drain: Option<StoreId>) -> wire::PlanReply {
-    // A node that drains already, or holds nothing, is drained at once.
-    let in_question = drain.filter(|&store| view.is_to_be_emptied(store));
-    let obstacle = in_question.and_then(|store| drain_obstacle(&view.stores, store, view.replicas));
+    let obstacle = drain.and_then(|store| view.drain_obstacle(store));
     let (paused, guard) = (view.paused, view.hold);
     let view = match drain {
         Some(store) => view.drained(store),
