@@ -14,6 +14,7 @@ mod counters;
 mod dev;
 mod doctor;
 mod etcd;
+mod events;
 mod exit;
 mod node;
 mod output;
@@ -73,6 +74,8 @@ enum Command {
     Node(node::Args),
     /// Show which copies and primaries move or wait, and why; or what a drain would move
     Plan(plan::Args),
+    /// Show what happened in the cluster: nodes, primaries, copies, and the reasons
+    Events(events::Args),
     /// Pause and resume the moves that only balance the load of nodes
     Rebalance(rebalance::Args),
     /// Verify all data on the disk of a node
@@ -133,6 +136,7 @@ fn main() -> ExitCode {
         Command::Doctor(args) => block_on(doctor::run(args)),
         Command::Node(args) => block_on(node::run(args)),
         Command::Plan(args) => block_on(plan::run(args)),
+        Command::Events(args) => block_on(events::run(args)),
         Command::Rebalance(args) => block_on(rebalance::run(args)),
         Command::Scrub(args) => block_on(scrub::run(args)),
         Command::Shards(args) => block_on(shards::run(args)),

@@ -53,7 +53,7 @@ pub(crate) enum DriverMessage {
 pub(crate) struct EventsRequest {
     /// The instance and the last number that the client has seen.
     pub(crate) seen: (u64, u64),
-    /// Where to send the cluster and the reply to: `None` while no cluster is known.
+    /// The receiver of the cluster and the reply: `None` while no cluster is known.
     pub(crate) reply: oneshot::Sender<Option<(u128, wire::EventsReply)>>,
 }
 
@@ -157,7 +157,7 @@ impl EtcdHandle {
         let mut pauses = self.metastore.watch::<PauseIntent>(settings());
         let pause = |(), one| RecordChange::Pause(one);
         let drain = |store, one: Option<_>| RecordChange::Drain(store, one.map(without_value));
-        // Of these kinds the state machine needs the changes, and the event log lists, too.
+        // The event log needs lists of these kinds, too; the state machine only changes.
         let of_shards = |all: Vec<(_, _)>| all.into_iter().map(|(_, one)| one).collect();
         let shard_list = |all| Some(RecordList::Shards(of_shards(all)));
         let pause_list =

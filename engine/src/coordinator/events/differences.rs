@@ -1,11 +1,11 @@
-//! Which difference of two states of one record is which event.
+//! The events that a difference of two states of one record shows.
 
 use crate::coordinator::events::{EventFacts, EventKind, EventReason};
 use crate::ids::{Boot, StoreBoot, StoreId};
 use crate::records::{StoreRecord, StoreStatus};
 use crate::shard_record::ShardRecord;
 
-/// What is known of stores besides the record of a shard.
+/// The knowledge of stores that a shard's record lacks.
 pub(super) trait StoreFacts {
     /// The status of a store; `None` if its record is not known.
     fn status(&self, store: StoreId) -> Option<StoreStatus>;

@@ -36,7 +36,7 @@ pub enum RecordList {
 pub struct EventLog {
     history: EventHistory,
     known: KnownRecords,
-    /// What the leader knows of promotions whose record has not come by the watch yet.
+    /// The leader's knowledge of promotions whose record has not come by the watch yet.
     promotions: BTreeMap<(ShardId, Epoch), KnownPromotion>,
     /// The kinds of records of which a first list has come: before that, a record is no news.
     listed: BTreeSet<RecordKind>,
@@ -55,7 +55,7 @@ enum RecordKind {
     Pause,
 }
 
-/// What a decision of the leader adds to the record of a promotion.
+/// The facts that a decision of the leader adds to the record of a promotion.
 #[derive(Clone, Debug)]
 struct KnownPromotion {
     reason: Option<EventReason>,
@@ -74,7 +74,7 @@ struct KnownRecords {
     removes: BTreeMap<StoreId, AtRevision<RemoveIntent>>,
     promotes: BTreeMap<ShardId, AtRevision<PromoteIntent>>,
     pause: BTreeMap<(), AtRevision<PauseIntent>>,
-    /// What the probes of this process found, while it leads.
+    /// The findings of this process's probes, while it leads.
     deaths: BTreeMap<StoreBoot, EventReason>,
 }
 

@@ -31,7 +31,7 @@ pub struct ClusterEvent {
     pub at: TimeMs,
     /// The revision in etcd that identifies it; 0 if it comes from no record.
     pub revision: u64,
-    /// What the event is, and to what it happened.
+    /// The content: what happened, and to what.
     pub what: EventFacts,
 }
 
