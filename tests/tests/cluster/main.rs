@@ -12,6 +12,7 @@ mod catch_up;
 mod damage;
 mod failover;
 mod folders;
+mod grow;
 mod leaving;
 mod metastore_away;
 mod replicas;
