@@ -3,11 +3,10 @@
 //! When a store dies, what it led and held falls to its peers, so in a small cluster these are to
 //! be all the others alike. In a large one many peers cost more than they give. Every pair of
 //! stores exchanges messages of its own, so the cost of a batch and of an idle node grows with the
-//! peers; and whichever `replicas` stores fail together, some shard has all its copies on them. So
-//! from [`PlannerLimits::copyset_nodes_min`] stores on, a store that has
-//! [`PlannerLimits::copyset_peers`] peers gets another only if balance or zones ask for it. Any
-//! chosen few that fail together then hardly ever hold all copies of a shard, and if they do, of
-//! more shards at once. (Cidon et al., "Copysets: Reducing the Frequency of Data Loss in Cloud
+//! peers; and the more different sets of stores hold a shard, the more likely is it that a few
+//! that fail together hold all copies of one. So from [`PlannerLimits::copyset_nodes_min`] stores
+//! on, a store that has [`PlannerLimits::copyset_peers`] peers gets another only if balance or
+//! zones ask for it. (Cidon et al., "Copysets: Reducing the Frequency of Data Loss in Cloud
 //! Storage", USENIX ATC 2013, where the number of peers is called the scatter width.)
 
 use std::collections::BTreeMap;
