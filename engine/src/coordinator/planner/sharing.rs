@@ -11,7 +11,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::coordinator::planner::{PlannerLimits, Stores};
+use crate::coordinator::planner::{PlannerLimits, StoreState, Stores};
 use crate::ids::StoreId;
 
 /// The number of shards that each pair of stores shares.
@@ -37,8 +37,10 @@ pub(super) struct PeerCost {
 }
 
 impl Sharing {
+    /// The pairs of the stores that are not gone: the records of those stay for ever.
     pub(super) fn of(stores: &Stores<'_>, limits: &PlannerLimits) -> Self {
-        let places: BTreeMap<_, _> = stores.keys().copied().zip(0..).collect();
+        let present = stores.values().filter(|store| store.state != StoreState::Gone);
+        let places: BTreeMap<_, _> = present.map(|store| store.id).zip(0..).collect();
         let count = places.len();
         let is_large = count >= limits.copyset_nodes_min;
         Self {

@@ -6,19 +6,12 @@ use crate::message::{FromFollower, Reject, Slice, ToFollower};
 use crate::node::event::Effect;
 use crate::node::peers::Peers;
 use crate::node::peers::connections::{DialledConnection, SentSlice};
-use crate::node::settings::Settings;
 use crate::node::shared::{NodeTurn, ShardSet};
 use crate::node::snapshots::Snapshots;
 use crate::planted::Planted;
 use crate::replica::primary::{Feed, Follower, Primary};
 use crate::replica::reconcile::join_point;
 use crate::replica::{Replica, ReplicaRole};
-
-/// From this number of peers on, those that follow nothing get fewer heartbeats, the more peers
-/// there are …
-const PEERS_FEW: u64 = 8;
-/// … down to this number in the time after which a peer appears silent.
-const IDLE_HEARTBEATS_MIN: u64 = 3;
 
 impl Peers {
     pub(in crate::node) fn on_dialled(
@@ -379,33 +372,23 @@ impl Peers {
 
     // ---- by the clock --------------------------------------------------------------------------
 
-    /// Sends a heartbeat to every follower, if it is due, with the commits that have moved. In a
-    /// large cluster most peers follow nothing, and a few suffice that this node does not appear
-    /// silent to them.
+    /// Sends a heartbeat to every follower, if it is due, with the commits that have moved.
     pub(in crate::node) fn send_heartbeats_if_due(&mut self, turn: &mut NodeTurn<'_>) {
         if turn.now < self.next_heartbeat {
             return;
         }
         self.next_heartbeat = turn.now.plus_ms(turn.settings.heartbeat_ms);
         self.retry_full_followers(turn);
-        let idle_ms = idle_heartbeat_ms(turn.settings, self.dialled.len() as u64);
         let welcome = |(_, connection): &(_, &mut DialledConnection)| connection.welcome;
         for (&conn, connection) in self.dialled.iter_mut().filter(welcome) {
-            let (mut commits, mut follows) = (Vec::new(), false);
-            for (replica, primary) in turn.shards.led() {
-                if !primary.followers.contains_key(&connection.peer.store) {
-                    continue;
-                }
-                follows = true;
+            let mut commits = Vec::new();
+            for (replica, primary) in turn.shards.led().filter(|(_, primary)| primary.active) {
                 let (shard, sent) = (replica.shard, (primary.epoch, replica.commit));
-                if primary.active && connection.commits_sent.insert(shard, sent) != Some(sent) {
+                let follows = primary.followers.contains_key(&connection.peer.store);
+                if follows && connection.commits_sent.insert(shard, sent) != Some(sent) {
                     commits.push((shard, primary.epoch, replica.commit));
                 }
             }
-            if !follows && turn.now < connection.idle_heartbeat {
-                continue;
-            }
-            connection.idle_heartbeat = turn.now.plus_ms(idle_ms);
             let message = ToFollower::Heartbeat { sent: turn.now.0, commits };
             turn.effects.push(Effect::ToFollower { conn, message });
         }
@@ -436,12 +419,6 @@ impl Peers {
             self.health.note_unacked(connection.peer.store, connection.unacked_since());
         }
     }
-}
-
-/// The interval of heartbeats to a peer that follows nothing, in milliseconds.
-fn idle_heartbeat_ms(settings: &Settings, peers: u64) -> u64 {
-    let spread = settings.heartbeat_ms * peers / PEERS_FEW;
-    spread.min(settings.silent_after_ms / IDLE_HEARTBEATS_MIN).max(settings.heartbeat_ms)
 }
 
 /// The next message to a follower about one shard.
