@@ -3,6 +3,7 @@
 use crate::entry::Entry;
 use crate::ids::{CopyNo, Epoch, ShardId, Slots};
 use crate::shard::state::ShardState;
+use crate::shard_record::ShardRecord;
 
 /// The state of one shard, as recovery found it.
 #[derive(Clone, Debug)]
@@ -15,6 +16,8 @@ pub struct RecoveredReplica {
     pub promised: Epoch,
     /// The number of the present copy, or of the last one if the shard has no copy here.
     pub copy: CopyNo,
+    /// The newest record of the shard that the store has acted on.
+    pub acted_on: Option<Box<ShardRecord>>,
     /// The content of the copy. `None`: there is no copy, only a promise.
     pub content: Option<RecoveredContent>,
 }

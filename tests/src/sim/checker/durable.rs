@@ -13,6 +13,7 @@ use engine::entry::{Entry, Position};
 use engine::ids::{CopyNo, Epoch, Seq, ShardId, Slots, StoreId};
 use engine::node::{RecoveredContent, RecoveredReplica};
 use engine::shard::state::ShardState;
+use engine::shard_record::ShardRecord;
 use engine::store::log::{Identity, LogRecord};
 
 use super::Violation;
@@ -26,6 +27,8 @@ pub struct Durable {
     durable: u64,
     shards: BTreeMap<ShardId, RecordedShard>,
     identity: Option<Identity>,
+    /// Records of etcd that are in the log now, until they are taken.
+    acted_on: Vec<ShardRecord>,
     /// Groups after `durable`.
     tail: VecDeque<(u64, Vec<LogRecord>)>,
 }
@@ -36,6 +39,8 @@ struct RecordedShard {
     slots: Slots,
     promised: Epoch,
     copy: CopyNo,
+    /// The newest record of etcd that the store has acted on.
+    acted_on: Option<Box<ShardRecord>>,
     base: Option<Position>,
     entries: BTreeMap<Seq, Entry>,
     /// Damage was found, and the copy has not been replaced since.
@@ -68,13 +73,23 @@ impl Durable {
         }
     }
 
+    /// Takes the records of etcd that the log has since the last call.
+    pub fn take_acted_on(&mut self) -> Vec<ShardRecord> {
+        std::mem::take(&mut self.acted_on)
+    }
+
     fn take_next(&mut self) {
         let Some((number, records)) = self.tail.pop_front() else { return };
         self.durable = number;
         for record in records {
             match (record.shard(), &record) {
                 (_, LogRecord::Identity(identity)) => self.identity = Some(identity.clone()),
-                (Some(shard), _) => self.shards.entry(shard).or_default().take(record),
+                (Some(shard), _) => {
+                    if let LogRecord::ActedOn(record) = &record {
+                        self.acted_on.push((**record).clone());
+                    }
+                    self.shards.entry(shard).or_default().take(record);
+                }
                 (None, _) => {}
             }
         }
@@ -140,6 +155,7 @@ impl Durable {
             slots: held.or(state.map(|(_, state)| state.slots)).unwrap_or(own),
             promised: known.promised,
             copy: known.copy,
+            acted_on: known.acted_on.clone(),
             content,
         }
     }
@@ -154,6 +170,7 @@ impl Durable {
                 slots: replica.slots,
                 promised: replica.promised,
                 copy: replica.copy,
+                acted_on: replica.acted_on.clone(),
                 ..RecordedShard::default()
             };
             if let Some(content) = &replica.content {
@@ -171,7 +188,8 @@ impl Durable {
 /// The part that comes from the state is the same by construction: both sides read it from the
 /// disk.
 fn are_same(one: &RecoveredReplica, other: &RecoveredReplica) -> bool {
-    let head = |it: &RecoveredReplica| (it.shard, it.slots, it.promised, it.copy);
+    let head =
+        |it: &RecoveredReplica| (it.shard, it.slots, it.promised, it.copy, it.acted_on.clone());
     head(one) == head(other)
         && match (&one.content, &other.content) {
             (None, None) => true,
@@ -195,12 +213,14 @@ impl RecordedShard {
             }
             LogRecord::Drop { copy, .. } => *self = Self { copy, ..self.emptied() },
             LogRecord::Suspect { copy, .. } => self.suspect |= copy == self.copy,
-            LogRecord::Identity(_) | LogRecord::Checkpoint { .. } => {}
+            LogRecord::ActedOn(record) => self.acted_on = Some(record),
+            LogRecord::Identity(_) | LogRecord::Etcd(_) | LogRecord::Checkpoint { .. } => {}
         }
     }
 
     fn emptied(&self) -> Self {
-        Self { slots: self.slots, promised: self.promised, ..Self::default() }
+        let acted_on = self.acted_on.clone();
+        Self { slots: self.slots, promised: self.promised, acted_on, ..Self::default() }
     }
 
     fn content(&mut self, state: Option<&(CopyNo, ShardState)>) -> Option<RecoveredContent> {
