@@ -292,9 +292,6 @@ impl SimDisk {
         open.synced = group;
         open.log.synced(&mut self.stored.log, group);
         self.stored.durable.synced(group);
-        for record in self.stored.durable.take_acted_on() {
-            core.oracle.acted_on(record);
-        }
         self.last_synced_at = core.now;
         if self.images_of_a_run && self.rng.below(300) == 0 {
             self.image = Some(Box::new(self.stored.clone()));

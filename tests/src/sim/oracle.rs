@@ -183,11 +183,6 @@ impl Oracle {
         self.in_sync.harmed(store);
     }
 
-    /// A store's log has this record of etcd.
-    pub fn acted_on(&mut self, record: ShardRecord) {
-        self.in_sync.acted_on(record, &mut self.violations);
-    }
-
     pub fn record_written(&mut self, config: &ShardRecord) {
         self.coverage.record_written(config);
         floor::check(config, self.min_in_sync, &mut self.violations);

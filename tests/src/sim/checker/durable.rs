@@ -27,8 +27,6 @@ pub struct Durable {
     durable: u64,
     shards: BTreeMap<ShardId, RecordedShard>,
     identity: Option<Identity>,
-    /// Records of etcd that are in the log now, until they are taken.
-    acted_on: Vec<ShardRecord>,
     /// Groups after `durable`.
     tail: VecDeque<(u64, Vec<LogRecord>)>,
 }
@@ -73,23 +71,13 @@ impl Durable {
         }
     }
 
-    /// Takes the records of etcd that the log has since the last call.
-    pub fn take_acted_on(&mut self) -> Vec<ShardRecord> {
-        std::mem::take(&mut self.acted_on)
-    }
-
     fn take_next(&mut self) {
         let Some((number, records)) = self.tail.pop_front() else { return };
         self.durable = number;
         for record in records {
             match (record.shard(), &record) {
                 (_, LogRecord::Identity(identity)) => self.identity = Some(identity.clone()),
-                (Some(shard), _) => {
-                    if let LogRecord::ActedOn(record) = &record {
-                        self.acted_on.push((**record).clone());
-                    }
-                    self.shards.entry(shard).or_default().take(record);
-                }
+                (Some(shard), _) => self.shards.entry(shard).or_default().take(record),
                 (None, _) => {}
             }
         }

@@ -2,9 +2,6 @@
 //! every moment: any member that is promoted next has them. (Members that are marked as `tainted`
 //! are not promoted.)
 //!
-//! The same holds for the newest record that the logs of all stores have together: if etcd and all
-//! processes were lost now, etcd would be rebuilt with the members that it names.
-//!
 //! A mistake in counting acknowledgements shows here at once; without this checker a second failure
 //! at the right moment would be needed to lose something. Causes of false alarms: a
 //! member whose disk has lied or is known to be damaged is excluded; other promises limit what such
@@ -21,8 +18,6 @@ use super::Violation;
 #[derive(Default)]
 pub struct InSyncSet {
     records: BTreeMap<ShardId, ShardRecord>,
-    /// The newest record of each shard that is in some log.
-    logged: BTreeMap<ShardId, ShardRecord>,
     /// The highest commit that any primary of the shard has reached, and the entry there.
     committed: BTreeMap<ShardId, (Seq, Option<Chain>)>,
     held: BTreeMap<(StoreId, ShardId), DurableEnd>,
@@ -45,15 +40,6 @@ impl InSyncSet {
     pub fn record_written(&mut self, config: &ShardRecord, violations: &mut Vec<Violation>) {
         self.records.insert(config.shard(), config.clone());
         self.check(config.shard(), violations);
-    }
-
-    /// A store has acted on the record: it is in the log.
-    pub fn acted_on(&mut self, record: ShardRecord, violations: &mut Vec<Violation>) {
-        let shard = record.shard();
-        if self.logged.get(&shard).is_none_or(|known| known.order() < record.order()) {
-            self.logged.insert(shard, record);
-            self.check(shard, violations);
-        }
     }
 
     /// The store's disk may have lost what was durable: its copies are excluded until they are
@@ -96,20 +82,6 @@ impl InSyncSet {
     fn check(&self, shard: ShardId, violations: &mut Vec<Violation>) {
         let Some(record) = self.records.get(&shard) else { return };
         let Some(&(committed, _)) = self.committed.get(&shard) else { return };
-        self.check_members(record, committed, violations);
-        // A loss that was accepted since cuts what was committed; and a store that has no part in
-        // the shard any more deletes its copy once its own log has the record of that.
-        let Some(logged) = self.logged.get(&shard).filter(|_| record.tainted.is_empty()) else {
-            return;
-        };
-        let assigned = [&record.isr, &record.learners, &record.target];
-        let mut logged = logged.clone();
-        logged.isr.retain(|store| assigned.iter().any(|all| all.contains(store)));
-        self.check_members(&logged, committed, violations);
-    }
-
-    fn check_members(&self, record: &ShardRecord, committed: Seq, violations: &mut Vec<Violation>) {
-        let shard = record.shard();
         for &store in record.isr.iter().filter(|store| !record.tainted.contains(store)) {
             let Some(held) = self.held.get(&(store, shard)) else { continue };
             if held.is_sound && held.durable < committed {
