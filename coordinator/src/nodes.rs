@@ -258,6 +258,7 @@ mod tests {
                     full: false,
                 },
                 NodeQuery::Scrub { .. } => NodeQueryReply::Scrub { from },
+                NodeQuery::Recover { .. } => return Err(Status::unimplemented("a fake")),
             };
             Ok(Response::new(reply.into()))
         }

@@ -195,6 +195,20 @@ bugs! {
     RemovesWhatHolds,
     /// Moves for balance alone begin although an operator has paused them.
     PauseIgnored,
+    /// A store acts on records of etcd that its log does not keep.
+    RecordNotKept,
+    /// A member that left the in-sync set no longer counts although the own log may still forget
+    /// that it left.
+    LeavingForgotten,
+    /// A recovery of etcd takes the newest known record although a member has not answered.
+    RecoveredWithoutMember,
+    /// A process goes on following etcd after its store has promised a higher incarnation.
+    FenceIgnored,
+    /// A recovered record has the epoch of the newest known record, whatever was promised since.
+    PromisesNotRecovered,
+    /// A recovery of etcd without a lost store takes the newest known record although that store
+    /// may have led after it.
+    GivenUpNeverLed,
     /// A driver lets a load begin after later events: it reads a later state.
     LoadBeginsLate,
     /// A driver lets messages of one connection overtake each other.

@@ -42,6 +42,11 @@ impl ShardRecord {
         [&self.isr, &self.learners, &self.target].iter().any(|all| all.contains(&store))
     }
 
+    /// The place of the record among all records of its shard.
+    pub fn order(&self) -> (Epoch, Version) {
+        (self.epoch, self.version)
+    }
+
     /// The number of members that may leave the in-sync set: a set below `min_in_sync` commits
     /// nothing, and the primary stays in any case.
     pub fn room(&self, min_in_sync: usize) -> usize {

@@ -13,9 +13,10 @@ use engine::ids::{
 };
 use engine::key::CounterKey;
 use engine::message::{
-    BatchReply, DigestPoint, FromFollower, GatewayMessage, HealthReport, NodeQuery, NodeQueryReply,
-    NodeReply, ReadResult, RecordsKept, Refusal, Reject, ReplicaHealth, ReplicaStatus, RoleStatus,
-    ScrubStatus, ShardAvailability, ShardEnd, Slice, SnapshotOutcome, ToFollower,
+    BatchReply, CopyEnd, DigestPoint, FromFollower, GatewayMessage, HealthReport, NodeQuery,
+    NodeQueryReply, NodeReply, ReadResult, RecordsKept, Refusal, Reject, ReplicaHealth,
+    ReplicaStatus, RoleStatus, ScrubStatus, ShardAvailability, ShardEnd, ShardKnowledge, Slice,
+    SnapshotOutcome, StoreKnowledge, ToFollower,
 };
 use engine::shard::idempotency::TokenOutcome;
 use engine::shard_record::ShardRecord;
@@ -294,8 +295,9 @@ impl Random {
     }
 
     fn query(&mut self) -> NodeQuery {
-        match self.below(5) {
+        match self.below(6) {
             4 => NodeQuery::Scrub { shards: self.list(Self::shard), bytes_per_s: self.number() },
+            5 => NodeQuery::Recover { promise: self.number() as u32 },
             0 => NodeQuery::Status,
             3 => NodeQuery::Probe { to: self.boot() },
             1 => NodeQuery::Gather { shards: self.list(Self::shard) },
@@ -338,8 +340,24 @@ impl Random {
     }
 
     fn query_reply(&mut self) -> NodeQueryReply {
-        match self.below(6) {
+        match self.below(7) {
             5 => NodeQueryReply::Scrub { from: self.boot() },
+            6 => NodeQueryReply::Recover(Box::new(StoreKnowledge {
+                from: self.boot(),
+                etcd: None,
+                durable: self.flag(),
+                damaged: self.flag(),
+                shards: self.list(|random| ShardKnowledge {
+                    shard: random.shard(),
+                    promised: Epoch(random.number()),
+                    record: None,
+                    copy: random.flag().then(|| CopyEnd {
+                        last: (Epoch(random.number()), Seq(random.number())),
+                        unfit: random.flag(),
+                        damaged: random.flag(),
+                    }),
+                }),
+            })),
             4 => NodeQueryReply::Status {
                 from: self.boot(),
                 replicas: self.list(Self::replica_status),

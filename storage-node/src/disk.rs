@@ -23,6 +23,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
+use engine::etcd_memory::EtcdMemory;
 use engine::ids::{Conn, CopyNo, ShardId, Slots};
 use engine::node::{Event, RecoveredReplica};
 use engine::shard::apply::Needs;
@@ -54,6 +55,8 @@ pub struct DiskContents {
     /// The identity of this store; `None` on a new disk. Then a new identity must be made, written
     /// as the first record and synced, before anything else is written.
     pub identity: Option<Identity>,
+    /// The store's memory of etcd.
+    pub etcd: Option<Box<EtcdMemory>>,
     /// The replicas that the log and the state contain.
     pub replicas: Vec<RecoveredReplica>,
     /// The number of the first group. The identity of this boot goes into it, so the state machine
@@ -145,6 +148,7 @@ impl Disk {
         });
         let opened = DiskContents {
             identity: found.recovered.resume.identity.clone(),
+            etcd: found.recovered.resume.etcd.clone(),
             replicas: found.recovered.replicas,
             next_group: found.recovered.resume.next_group.max(1),
             damage: found.recovered.damage,

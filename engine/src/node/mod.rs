@@ -49,6 +49,7 @@ pub mod boot;
 mod audit;
 pub(crate) mod event;
 mod gateways;
+mod knowledge;
 mod membership;
 mod peers;
 mod queries;
@@ -108,6 +109,7 @@ impl Node {
     ) -> Self {
         let recover = |found| Replica::recover(found, settings.planted);
         let mut shards = shared::Shards::new(recovered.into_iter().map(recover));
+        shards.etcd = settings.etcd.clone();
         let storage = shared::Storage::new(&settings, now, next_group, shards.iter_mut());
         Self {
             next_review: now,
@@ -223,6 +225,8 @@ impl Node {
             Event::Proposed { proposal, outcome } => {
                 membership.on_proposed(turn, peers, snapshots, proposal, outcome);
             }
+            // A record of an etcd that is not followed any more proves nothing.
+            Event::EtcdChecked { .. } if turn.shards.fence.is_some() => {}
             Event::EtcdChecked { check, records } => reads.on_etcd_checked(turn, check, records),
             Event::SessionsListed { at, alive } => {
                 self.retention.on_sessions_listed(turn, peers.health(), at, alive);

@@ -40,6 +40,10 @@ pub(super) fn on_query(
             });
             NodeQueryReply::StepDown { shard, end }
         }
+        NodeQuery::Recover { promise } => {
+            turn.promise_incarnation(promise);
+            NodeQueryReply::Recover(Box::new(turn.knowledge()))
+        }
         NodeQuery::Scrub { shards, bytes_per_s } => {
             audit.request_scrub(turn.settings, shards, bytes_per_s);
             audit.scrub_if_due(turn);

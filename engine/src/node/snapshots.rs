@@ -33,6 +33,7 @@ use crate::replica::Replica;
 use crate::replica::primary::Feed;
 use crate::replica::trust::Trust;
 use crate::shard::state::ShardState;
+use crate::shard_record::ShardRecord;
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct Snapshots {
@@ -377,12 +378,19 @@ impl Snapshots {
     }
 
     /// Deletes a copy that a linearizable read of etcd no longer assigns to this store.
-    pub(super) fn drop_copy(&mut self, turn: &mut NodeTurn<'_>, peers: &mut Peers, shard: ShardId) {
+    pub(super) fn drop_copy(
+        &mut self,
+        turn: &mut NodeTurn<'_>,
+        peers: &mut Peers,
+        record: &ShardRecord,
+    ) {
+        let shard = record.shard();
         let after_flush = turn.request_flush();
         let Some((replica, mut replica_turn)) = turn.replica_in_turn(shard) else { return };
         if matches!(replica.trust, Trust::Absent { .. } | Trust::Replacing { .. }) {
             return; // Being replaced now: the record is read again once that is done.
         }
+        replica.act_on(&mut replica_turn, record);
         replica.drop_copy(&mut replica_turn);
         turn.storage.trim_soon(turn.now);
         peers.announce_copy(turn, shard);

@@ -35,6 +35,7 @@ use crate::node::settings::{NodeSizes, Settings};
 use crate::planted::Planted;
 use crate::shard::apply;
 use crate::shard::state::ShardState;
+use crate::shard_record::ShardRecord;
 use crate::store::log::LogRecord;
 use group_commit::ReplicaTurn;
 use log::{LogBytes, ReplicaLog};
@@ -59,6 +60,8 @@ pub struct Replica {
     pub promised: Epoch,
     /// The highest epoch that this process has begun as primary.
     pub begun: Epoch,
+    /// The newest record of the shard that the store has acted on, as its log has it.
+    pub acted_on: Option<Box<ShardRecord>>,
     /// The part of the log that is in memory.
     pub log: ReplicaLog,
     /// The size of the log in the sum of all logs of the node.
@@ -103,6 +106,7 @@ impl Replica {
             trust: Trust::Absent { clean: true },
             promised: Epoch(0),
             begun: Epoch(0),
+            acted_on: None,
             log: ReplicaLog::from(Position::default()),
             counted: LogBytes::default(),
             state: ShardState { slots, ..ShardState::default() },
@@ -121,6 +125,7 @@ impl Replica {
     pub fn recover(found: RecoveredReplica, planted: Option<Planted>) -> Self {
         let mut replica = Self::empty(found.shard, found.slots);
         replica.copy = found.copy;
+        replica.acted_on = found.acted_on;
         // Recovery derives a promise that was not written from the epoch of the last entry. The bug
         // is to keep promises in memory only, so it removes that too.
         if !Planted::SkipPromiseFsync.is_in(planted) {
@@ -206,6 +211,20 @@ impl Replica {
     /// Continues with an installed snapshot in place of the old copy.
     pub fn install(&mut self, turn: &mut ReplicaTurn<'_>, state: ShardState) {
         self.begin_copy(turn, state);
+    }
+
+    /// Notes in the log that the store acts on this record of etcd. A store that acts on a record
+    /// that its log may forget lets a recovery of etcd take an older one for the newest.
+    pub fn act_on(&mut self, turn: &mut ReplicaTurn<'_>, record: &ShardRecord) {
+        let known = self.acted_on.as_ref().map(|known| known.order());
+        if known.is_some_and(|known| known >= record.order()) {
+            return;
+        }
+        let record = Box::new(record.clone());
+        if !turn.planted(Planted::RecordNotKept) {
+            turn.write(LogRecord::ActedOn(record.clone()));
+        }
+        self.acted_on = Some(record);
     }
 
     fn begin_copy(&mut self, turn: &mut ReplicaTurn<'_>, state: ShardState) {

@@ -10,6 +10,7 @@
 mod accepted;
 mod catch_up;
 mod damage;
+mod etcd_lost;
 mod failover;
 mod folders;
 mod leaving;

@@ -45,7 +45,10 @@ impl Membership {
         let Some(replica) = turn.shards.get(shard) else { return };
         let Some(primary) = replica.primary() else { return };
         let min = turn.settings.min_in_sync;
-        if primary.is_pending() || turn.now < primary.propose_after {
+        // A proposal is made from a record that a recovery of etcd would find: who is added is a
+        // learner there.
+        let is_recording = primary.recording.is_some() || turn.shards.fence.is_some();
+        if primary.is_pending() || is_recording || turn.now < primary.propose_after {
             return;
         }
         let is_ready =

@@ -52,6 +52,9 @@ impl Membership {
         outcome: CasOutcome,
     ) {
         let Some(shard) = self.proposals.remove(&id) else { return };
+        if turn.shards.fence.is_some() {
+            return; // The additions of the proposal count for as long as this process leads.
+        }
         let failure_settles = turn.planted(Planted::FailureSettles);
         let retry_at = turn.now.plus_ms(turn.settings.timing.propose_again_ms);
         let Some(primary) = turn.shards.primary_mut(shard) else { return };

@@ -27,12 +27,14 @@ pub(in crate::node) fn on_record(
     read: Option<u64>,
 ) {
     let shard = record.shard();
-    let known = turn.shards.records.get(&shard).map(|known| (known.0.epoch, known.0.version));
+    let known = turn.shards.records.get(&shard).map(|known| known.0.order());
+    let acted_on =
+        turn.shards.get(shard).and_then(|replica| Some(replica.acted_on.as_ref()?.order()));
     let was_in_sync = turn.shards.is_in_sync(shard, turn.me.store);
-    if known.is_some_and(|known| (record.epoch, record.version) < known) {
+    if turn.shards.fence.is_some() || Some(record.order()) < known.max(acted_on) {
         return;
     }
-    let is_new = known != Some((record.epoch, record.version));
+    let is_new = known != Some(record.order());
     turn.shards.records.insert(shard, Box::new((record.clone(), mod_revision)));
     if is_new {
         follow_record(turn, peers, &record, mod_revision);
@@ -65,7 +67,9 @@ fn follow_record(
         // again.
         replica.role = ReplicaRole::Follower;
     } else {
-        for store in primary.adopt_record(record.clone(), mod_revision, now) {
+        let unproven = primary.adopt_record(record.clone(), mod_revision, now);
+        turn.act_on(record);
+        for store in unproven {
             peers.forget_sent(store, shard);
         }
         peers.open_feeds(turn, shard);
@@ -99,7 +103,7 @@ fn follow_assignment(
             false => leaving.is_some_and(|asked| read.is_some_and(|read| read >= asked)),
         };
         match leaving {
-            Some(_) if is_proof => snapshots.drop_copy(turn, peers, shard),
+            Some(_) if is_proof => snapshots.drop_copy(turn, peers, record),
             // The answer will come, or the record is read again.
             Some(_) => {}
             None => {
@@ -146,6 +150,8 @@ fn begin_leading(turn: &mut NodeTurn<'_>, peers: &mut Peers, shard: ShardId) {
     if !may_begin {
         return;
     }
+    // The barrier, which every commit of this epoch waits for, comes after it in the log.
+    replica.act_on(&mut replica_turn, &record);
     if replica.promised < epoch {
         replica.promise(&mut replica_turn, epoch);
     }

@@ -21,9 +21,11 @@ use crate::key::{self, CounterKey};
 use crate::node::event::Effect;
 use crate::node::settings::Settings;
 use crate::node::shared::NodeTurn;
+use crate::planted::Planted;
 use crate::replica::Replica;
 use crate::replica::group_commit::{GroupCommit, ReplicaTurn};
 use crate::shard::idempotency::TokenOutcome;
+use crate::shard_record::ShardRecord;
 use crate::store::table::{Cell, Tables};
 
 #[derive(Clone, Debug)]
@@ -144,6 +146,42 @@ impl NodeTurn<'_> {
                     self.count_log(shard);
                 }
             }
+        }
+        if !self.shards.recording.is_empty() {
+            self.on_recorded(group);
+        }
+    }
+
+    /// Notes for all primaries that the records up to this group are durable.
+    fn on_recorded(&mut self, group: u64) {
+        for shard in std::mem::take(&mut self.shards.recording) {
+            let Some(primary) = self.shards.primary_mut(shard) else { continue };
+            match primary.recording {
+                Some(last) if last > group => self.shards.recording.insert(shard),
+                Some(_) => {
+                    primary.on_recorded();
+                    self.shards.to_advance.insert(shard);
+                    self.shards.to_review.insert(shard);
+                }
+                None => {}
+            }
+        }
+    }
+
+    /// Notes in the log that the primary acts on the record that it has adopted. Those that left
+    /// the in-sync set by it count until it is durable.
+    pub(in crate::node) fn act_on(&mut self, record: &ShardRecord) {
+        let shard = record.shard();
+        if let Some((replica, mut turn)) = self.replica_in_turn(shard) {
+            replica.act_on(&mut turn, record);
+        }
+        let forgotten = self.planted(Planted::LeavingForgotten);
+        let group = self.storage.groups.covering();
+        let Some(primary) = self.shards.primary_mut(shard) else { return };
+        primary.recording = group;
+        match group {
+            Some(_) if !forgotten => self.shards.recording.insert(shard),
+            _ => primary.on_recorded(),
         }
     }
 
