@@ -358,6 +358,7 @@ impl Primary {
             && self.joining.is_none()
             && self.progress.blocked.is_none()
             && !self.is_unsettled()
+            && self.leaving.is_empty()
             && self.record.learners.is_empty()
             && self.record.tainted.is_empty()
             && self.followers.values().all(streams)
