@@ -16,7 +16,7 @@ use proto::wire;
 use proto::wire::operator_client::OperatorClient;
 use serde::Serialize;
 
-use crate::etcd::{cluster, connect, is_denoted_by};
+use crate::etcd::{cluster, connect, store_named};
 use crate::exit::CommandExit;
 use crate::output::{self, note};
 
@@ -83,13 +83,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<CommandExit> {
     let stores = metastore.list::<StoreRecord>().await?.all;
     let drain = match &args.drain {
         None => None,
-        Some(node) => {
-            let found: Vec<_> = stores.iter().filter(|kept| is_denoted_by(kept, node)).collect();
-            let [store] = found[..] else {
-                return CommandExit::usage(format!("{node:?} denotes {} nodes", found.len()));
-            };
-            Some(store.id)
-        }
+        Some(node) => Some(store_named(&stores, node)?.id),
     };
     let reply = match ask(&metastore, wire::PlanQuery::new(meta.cluster, drain)).await {
         Ok(reply) => reply,

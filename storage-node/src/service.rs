@@ -291,6 +291,12 @@ async fn supervise(
                     "store {store} has taken this node's name: it was started with --replace"
                 ))));
             }
+            Some(LeaseEvent::GivenUp) => {
+                inbox.send(LoopMessage::Exit(ProcessExit::Refused(
+                    "this store was removed from the cluster, or given up, while this process hung"
+                        .to_owned(),
+                )));
+            }
             None => return,
         }
     }

@@ -3,9 +3,9 @@
 //! The commands work on the records in etcd. What an operator wants is written as an intent, and
 //! the leading coordinator carries it out: nothing is moved by a command itself.
 
-mod drain;
+pub(crate) mod drain;
 mod list;
-mod remove;
+pub(crate) mod remove;
 
 use std::collections::BTreeSet;
 
@@ -15,8 +15,8 @@ use engine::records::{Meta, NodeRecord, StoreRecord, StoreStatus};
 use engine::shard_record::ShardRecord;
 use metastore::{DrainIntent, Metastore, Revisioned};
 
-use crate::etcd::is_denoted_by;
-use crate::exit::CommandExit;
+use crate::etcd::store_named;
+use crate::exit::{CommandExit, UsageError};
 
 /// Options of `dkc node`.
 #[derive(Debug, clap::Args)]
@@ -48,8 +48,8 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<CommandExit> {
 }
 
 /// The records of etcd that concern nodes, each kind as it was read.
-struct NodeRecords {
-    stores: Vec<Revisioned<StoreRecord>>,
+pub(crate) struct NodeRecords {
+    pub(crate) stores: Vec<Revisioned<StoreRecord>>,
     nodes: Vec<Revisioned<NodeRecord>>,
     drains: BTreeSet<StoreId>,
     shards: Vec<ShardRecord>,
@@ -57,17 +57,17 @@ struct NodeRecords {
 
 /// The numbers of shards that a store leads, and of which it has a copy.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-struct StoreHoldings {
+pub(crate) struct StoreHoldings {
     leads: usize,
     /// The copies that the store has or is to have, in sync or not.
-    copies: usize,
+    pub(crate) copies: usize,
     in_sync: usize,
     /// The other stores that have copies of the same shards.
     peers: usize,
 }
 
 impl NodeRecords {
-    async fn read(metastore: &Metastore) -> Result<Self, metastore::Error> {
+    pub(crate) async fn read(metastore: &Metastore) -> Result<Self, metastore::Error> {
         let drains = metastore.list::<DrainIntent>().await?.all;
         let shards = metastore.list::<ShardRecord>().await?.all;
         Ok(Self {
@@ -78,31 +78,16 @@ impl NodeRecords {
         })
     }
 
-    /// Returns the one store that `node`, a name or a uuid, denotes. The error is for the operator.
-    fn named(&self, node: &str) -> Result<&Revisioned<StoreRecord>, String> {
-        let found: Vec<_> = self.stores.iter().filter(|kept| is_denoted_by(kept, node)).collect();
-        match found[..] {
-            [store] => Ok(store),
-            [] => {
-                let present = self.stores.iter().filter(|kept| !kept.record.status.is_gone());
-                let known: Vec<&str> = present.map(|kept| kept.record.name.as_str()).collect();
-                Err(format!("no node {node:?}; known nodes: {}", known.join(" ")))
-            }
-            ref several => {
-                let uuids: Vec<String> = several.iter().map(|kept| kept.id.to_string()).collect();
-                Err(format!(
-                    "{node:?} denotes several stores: use the uuid of one of them: {}",
-                    uuids.join(", ")
-                ))
-            }
-        }
+    /// Returns the one store that `node`, a name or a uuid, denotes.
+    fn named(&self, node: &str) -> Result<&Revisioned<StoreRecord>, UsageError> {
+        store_named(&self.stores, node)
     }
 
-    fn runs(&self, store: StoreId) -> bool {
+    pub(crate) fn runs(&self, store: StoreId) -> bool {
         self.nodes.iter().any(|kept| kept.id == store)
     }
 
-    fn holds(&self, store: StoreId) -> StoreHoldings {
+    pub(crate) fn holds(&self, store: StoreId) -> StoreHoldings {
         holdings(&self.shards, store)
     }
 
@@ -110,9 +95,9 @@ impl NodeRecords {
     fn planner_stores(&self) -> Vec<Store> {
         let state = |kept: &Revisioned<StoreRecord>| match kept.record.status {
             status if status.is_gone() => StoreState::Gone,
+            _ if self.drains.contains(&kept.id) => StoreState::Draining,
             _ if !self.runs(kept.id) => StoreState::Away,
             StoreStatus::Suspect => StoreState::Suspect,
-            _ if self.drains.contains(&kept.id) => StoreState::Draining,
             StoreStatus::Draining => StoreState::Draining,
             _ => StoreState::Ready,
         };
