@@ -128,7 +128,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<CommandExit> {
         Ok(first) => first,
         Err(refusals) => return Ok(refused(&refusals)),
     };
-    if !first.losses.is_empty() && !(args.accept_loss || args.dry_run) {
+    if !(first.losses.is_empty() || args.accept_loss || args.dry_run) {
         return Ok(loss_not_accepted(&first));
     }
     if let Some(obstacle) = obstacle(&metastore, &first.meta, &answers).await? {

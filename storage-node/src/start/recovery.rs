@@ -12,6 +12,7 @@ use std::time::Duration;
 use engine::etcd_memory::EtcdMemory;
 use engine::ids::{Boot, Epoch, ShardId, StoreBoot};
 use engine::message::{NodeQuery, NodeQueryReply, StoreKnowledge};
+use engine::node::RecoveredReplica;
 use engine::records::{Meta, StoreRecord, StoreStatus};
 use engine::recovery_plan::newer_than_etcd;
 use engine::shard_record::ShardRecord;
