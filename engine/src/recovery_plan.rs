@@ -18,7 +18,8 @@
 //! record, by 1: R is not the newest known one. And what it does after it answered is excluded by
 //! 3.
 //!
-//! A store that is gone for good stops the recovery as long as a newest known record names it.
+//! A store that is gone for good stops the recovery as long as a newest known record names it,
+//! unless an operator gives it up: [`given_up`].
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,10 +27,27 @@ use std::fmt;
 
 use crate::batcher::shard_map::ranges;
 use crate::ids::{Boot, Epoch, ShardId, StoreBoot, StoreId, Version};
-use crate::message::StoreKnowledge;
+use crate::message::{CopyEnd, StoreKnowledge};
 use crate::planted::Planted;
-use crate::records::{Meta, StoreRecord, StoreStatus};
+use crate::records::{LossRecord, Meta, Operator, StoreRecord, StoreStatus};
 use crate::shard_record::ShardRecord;
+
+pub mod given_up;
+
+/// The terms of a recovery, besides the answers of the stores.
+#[derive(Clone, Debug)]
+pub struct RecoveryTerms {
+    /// The incarnation of the new etcd.
+    pub incarnation: u32,
+    /// The stores were asked to promise it. Before that a plan only shows what is missing.
+    pub promised: bool,
+    /// The stores that are lost for good, as the operator knows.
+    pub without: BTreeSet<StoreId>,
+    /// The operator.
+    pub from: Operator,
+    /// A bug for the tests of the tests; `None` in production.
+    pub planted: Option<Planted>,
+}
 
 /// The records of a recovered etcd.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -40,6 +58,8 @@ pub struct RecoveredRecords {
     pub stores: Vec<(StoreId, StoreRecord)>,
     /// The records of all shards.
     pub shards: Vec<ShardRecord>,
+    /// The shards that may lack what was acknowledged, because stores were given up.
+    pub losses: Vec<LossRecord>,
 }
 
 /// A reason why etcd can't be recovered from these answers.
@@ -81,6 +101,18 @@ pub enum RecoveryRefusal {
     },
     /// No store that has answered knows these shards.
     UnknownShards {
+        /// The first of the shards.
+        first: ShardId,
+        /// The number of the shards.
+        shards: usize,
+    },
+    /// A store that is to be given up has answered.
+    NotLost {
+        /// The store.
+        store: StoreId,
+    },
+    /// Without the stores that are to be given up there is no copy of these shards that may lead.
+    NoCopy {
         /// The first of the shards.
         first: ShardId,
         /// The number of the shards.
@@ -129,6 +161,14 @@ impl fmt::Display for RecoveryRefusal {
             Self::UnknownShards { first, shards } => {
                 write!(f, "no store that has answered knows {shards} shards, the first is {first}")
             }
+            Self::NotLost { store } => {
+                write!(f, "store {store} has answered, so it is not lost: leave --without out")
+            }
+            Self::NoCopy { first, shards } => write!(
+                f,
+                "no store that has answered has a good copy of {shards} shards, the first is \
+                 {first}"
+            ),
             Self::MissingStore { store, first, shards } => write!(
                 f,
                 "store {store} has not answered: it is a member or a learner of {shards} shards, \
@@ -145,14 +185,12 @@ pub fn next_incarnation(answers: &[StoreKnowledge]) -> u32 {
     newest.unwrap_or(0).saturating_add(1)
 }
 
-/// Returns the records of an etcd of this incarnation, or all reasons against it. Before the stores
-/// were asked to promise it, `promised` is false: then the plan only shows what is missing.
+/// Returns the records of an etcd on these terms, or all reasons against it.
 pub fn plan(
     answers: &[StoreKnowledge],
-    incarnation: u32,
-    promised: bool,
-    planted: Option<Planted>,
+    terms: &RecoveryTerms,
 ) -> Result<RecoveredRecords, Vec<RecoveryRefusal>> {
+    let (incarnation, promised) = (terms.incarnation, terms.promised);
     let known = answers.iter().filter_map(|answer| Some((answer, answer.etcd.as_ref()?)));
     let Some(meta) = known.clone().map(|(_, etcd)| etcd.meta.clone()).next() else {
         return Err(vec![RecoveryRefusal::NoStores]);
@@ -181,11 +219,18 @@ pub fn plan(
             refusals.push(RecoveryRefusal::SameStore { store });
         }
     }
-    let shards = recover_shards(answers, &meta, &stores, &mut refusals, planted);
-    match refusals.is_empty() {
-        true => Ok(RecoveredRecords { meta, stores: stores.into_iter().collect(), shards }),
-        false => Err(refusals),
+    for &store in terms.without.iter().filter(|store| stores.contains_key(store)) {
+        refusals.push(RecoveryRefusal::NotLost { store });
     }
+    let shards = ShardPlanner { terms, meta: &meta, stores: &stores };
+    let (shards, losses) = shards.recover(answers, &mut refusals);
+    if !refusals.is_empty() {
+        return Err(refusals);
+    }
+    let named = |store: &&StoreId| shards.iter().any(|record| record.mentions(**store));
+    let gone = terms.without.iter().filter(named);
+    stores.extend(gone.map(|&store| (store, given_up::record_of(store))));
+    Ok(RecoveredRecords { meta, stores: stores.into_iter().collect(), shards, losses })
 }
 
 /// A store that is suspect stays so. An operator who was draining it has to ask again.
@@ -197,17 +242,106 @@ fn recovered_store(record: &StoreRecord) -> StoreRecord {
     StoreRecord { status, ..record.clone() }
 }
 
-fn recover_shards(
-    answers: &[StoreKnowledge],
-    meta: &Meta,
-    stores: &BTreeMap<StoreId, StoreRecord>,
+/// The shards of a recovery.
+struct ShardPlanner<'a> {
+    terms: &'a RecoveryTerms,
+    meta: &'a Meta,
+    /// The stores that have answered.
+    stores: &'a BTreeMap<StoreId, StoreRecord>,
+}
+
+impl ShardPlanner<'_> {
+    fn recover(
+        &self,
+        answers: &[StoreKnowledge],
+        refusals: &mut Vec<RecoveryRefusal>,
+    ) -> (Vec<ShardRecord>, Vec<LossRecord>) {
+        let mut known = newest_known(answers, refusals);
+        let (mut unknown, mut without_copy) = (Vec::new(), Vec::new());
+        let mut missing: BTreeMap<StoreId, Vec<ShardId>> = BTreeMap::new();
+        let (mut recovered, mut losses) = (Vec::new(), Vec::new());
+        for slots in ranges(self.meta.shards) {
+            let shard = slots.shard();
+            let known = known.remove(&shard).unwrap_or_default();
+            let Some(record) = known.record.filter(|record| record.slots == slots) else {
+                unknown.push(shard);
+                continue;
+            };
+            for store in self.missing(record) {
+                missing.entry(store).or_default().push(shard);
+            }
+            let next = self.continued(record, known.promised);
+            match given_up::without(self, record, next, &known) {
+                Some((next, loss)) => {
+                    recovered.push(next);
+                    losses.extend(loss);
+                }
+                None => without_copy.push(shard),
+            }
+        }
+        if let Some(&first) = unknown.first() {
+            refusals.push(RecoveryRefusal::UnknownShards { first, shards: unknown.len() });
+        }
+        for (store, shards) in missing {
+            let (first, shards) = (shards[0], shards.len());
+            refusals.push(RecoveryRefusal::MissingStore { store, first, shards });
+        }
+        if let Some(&first) = without_copy.first() {
+            refusals.push(RecoveryRefusal::NoCopy { first, shards: without_copy.len() });
+        }
+        (recovered, losses)
+    }
+
+    /// Returns the members and learners that have not answered and are not given up.
+    fn missing(&self, record: &ShardRecord) -> Vec<StoreId> {
+        let needed = !Planted::RecoveredWithoutMember.is_in(self.terms.planted);
+        let named = record.isr.iter().chain(&record.learners).copied();
+        let is_missing = |store: &StoreId| {
+            needed && !self.stores.contains_key(store) && !self.terms.without.contains(store)
+        };
+        named.filter(is_missing).collect()
+    }
+
+    /// The record by which the shard continues. It names a boot that no process has: no process
+    /// leads in its epoch, and every store obeys the next one, which the coordinator begins.
+    ///
+    /// A shard that no store has led yet stays in its first epoch: only there do its members make
+    /// the empty copies that it begins with.
+    fn continued(&self, record: &ShardRecord, promised: Epoch) -> ShardRecord {
+        let mut highest = record.epoch.max(promised);
+        if Planted::PromisesNotRecovered.is_in(self.terms.planted) {
+            highest = record.epoch;
+        }
+        let is_new = record.epoch == Epoch(1) && promised == Epoch(0);
+        ShardRecord {
+            epoch: if is_new { record.epoch } else { Epoch(highest.0 + 1) },
+            version: Version(record.version.0 + 1),
+            primary: StoreBoot { store: record.primary.store, boot: Boot(0) },
+            ..record.clone()
+        }
+    }
+}
+
+/// The knowledge of all stores about one shard.
+#[derive(Clone, Default)]
+struct NewestKnown<'a> {
+    promised: Epoch,
+    record: Option<&'a ShardRecord>,
+    copies: Vec<(StoreId, CopyEnd)>,
+}
+
+fn newest_known<'a>(
+    answers: &'a [StoreKnowledge],
     refusals: &mut Vec<RecoveryRefusal>,
-    planted: Option<Planted>,
-) -> Vec<ShardRecord> {
+) -> BTreeMap<ShardId, NewestKnown<'a>> {
     let mut known: BTreeMap<ShardId, NewestKnown<'_>> = BTreeMap::new();
-    for shard in answers.iter().flat_map(|answer| &answer.shards) {
+    let shards = answers
+        .iter()
+        .flat_map(|answer| answer.shards.iter().map(|shard| (answer.from.store, shard)));
+    for (store, shard) in shards {
         let newest = known.entry(shard.shard).or_default();
         newest.promised = newest.promised.max(shard.promised);
+        newest.copies.extend(shard.copy.map(|copy| (store, copy)));
         let Some(record) = &shard.record else { continue };
         match newest.record.map(|known| (known, known.order().cmp(&record.order()))) {
             Some((_, Ordering::Greater)) => {}
@@ -219,58 +353,7 @@ fn recover_shards(
             Some((_, Ordering::Less)) | None => newest.record = Some(record),
         }
     }
-    let mut unknown = Vec::new();
-    let mut missing: BTreeMap<StoreId, Vec<ShardId>> = BTreeMap::new();
-    let mut recovered = Vec::new();
-    for slots in ranges(meta.shards) {
-        let shard = slots.shard();
-        let NewestKnown { promised, record } = known.remove(&shard).unwrap_or_default();
-        let Some(record) = record.filter(|record| record.slots == slots) else {
-            unknown.push(shard);
-            continue;
-        };
-        for &store in record.isr.iter().chain(&record.learners) {
-            let needed = !Planted::RecoveredWithoutMember.is_in(planted);
-            if needed && !stores.contains_key(&store) {
-                missing.entry(store).or_default().push(shard);
-            }
-        }
-        recovered.push(recovered_record(record, promised, planted));
-    }
-    if let Some(&first) = unknown.first() {
-        refusals.push(RecoveryRefusal::UnknownShards { first, shards: unknown.len() });
-    }
-    for (store, shards) in missing {
-        let (first, shards) = (shards[0], shards.len());
-        refusals.push(RecoveryRefusal::MissingStore { store, first, shards });
-    }
-    recovered
-}
-
-/// The knowledge of all stores about one shard.
-#[derive(Clone, Copy, Default)]
-struct NewestKnown<'a> {
-    promised: Epoch,
-    record: Option<&'a ShardRecord>,
-}
-
-/// The record by which the shard continues. It names a boot that no process has: no process leads
-/// in its epoch, and every store obeys the next one, which the coordinator begins.
-fn recovered_record(
-    record: &ShardRecord,
-    promised: Epoch,
-    planted: Option<Planted>,
-) -> ShardRecord {
-    let mut highest = record.epoch.max(promised);
-    if Planted::PromisesNotRecovered.is_in(planted) {
-        highest = record.epoch;
-    }
-    ShardRecord {
-        epoch: Epoch(highest.0 + 1),
-        version: Version(record.version.0 + 1),
-        primary: StoreBoot { store: record.primary.store, boot: Boot(0) },
-        ..record.clone()
-    }
+    known
 }
 
 /// Returns the shards of which a store knows a newer record than etcd has, or has promised a higher
