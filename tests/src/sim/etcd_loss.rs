@@ -63,15 +63,18 @@ impl SimCluster {
     }
 
     /// Loses the disk of a node as well. With `min_in_sync` of one it may be the only one with what
-    /// was acknowledged.
+    /// was acknowledged. A shard that only this store has ever led is known to no other log: then
+    /// the plan is refused.
     fn lose_a_disk(&mut self) {
         let rng = &mut self.core.plan.etcd_loss.rng;
         let (at, is_lost) = (rng.index(self.nodes.len()), rng.percent(40));
-        if !is_lost || self.core.plan.min_in_sync < 2 {
-            return;
-        }
         let node = &mut self.nodes[at];
         let (place, store) = (node.place, node.store);
+        let known = self.core.oracle.logged_without(store);
+        let is_known = known == usize::from(self.core.plan.shards);
+        if !is_lost || !is_known || self.core.plan.min_in_sync < 2 {
+            return;
+        }
         node.crash(&mut self.core, true);
         node.is_emptied();
         self.core.oracle.disk_lost(store);

@@ -192,6 +192,11 @@ impl Oracle {
         self.logged.known_shards()
     }
 
+    /// Returns the number of shards of which the log of another store has a record.
+    pub fn logged_without(&self, store: StoreId) -> usize {
+        self.logged.known_without(store)
+    }
+
     /// All of etcd is lost: records that no store has acted on are as if they had never been.
     pub fn etcd_lost(&mut self) {
         self.never_back.etcd_lost();

@@ -56,6 +56,14 @@ impl LoggedRecords {
         self.newest.len()
     }
 
+    /// Returns the number of shards of which the log of another store has a record.
+    pub fn known_without(&self, store: StoreId) -> usize {
+        let known = |((of, shard), held): (&(StoreId, ShardId), &DurableShard)| {
+            (*of != store && held.acted_on.is_some()).then_some(*shard)
+        };
+        self.held.iter().filter_map(known).collect::<BTreeSet<_>>().len()
+    }
+
     pub fn etcd_lost(&mut self) {
         self.tainted.clear();
     }
