@@ -22,7 +22,13 @@ impl OnePrimary {
     /// A record was written.
     pub fn assigned(&mut self, config: &ShardRecord, violations: &mut Vec<Violation>) {
         let claim = (config.shard(), config.epoch);
-        if self.lost.remove(&claim) && !self.led.contains(&claim) {
+        // A later boot of the same store knows all that the earlier one has made durable.
+        let same = |named: &StoreBoot| {
+            named.store == config.primary.store && named.boot < config.primary.boot
+        };
+        let forgotten =
+            !self.led.contains(&claim) || self.assigned.get(&claim).is_some_and(same);
+        if self.lost.remove(&claim) && forgotten {
             self.assigned.remove(&claim);
         }
         let named = *self.assigned.entry(claim).or_insert(config.primary);
