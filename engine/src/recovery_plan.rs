@@ -25,7 +25,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use crate::batcher::shard_map::ranges;
-use crate::ids::{Boot, Epoch, ShardId, StoreBoot, StoreId, Version};
+use crate::ids::{Boot, Epoch, ShardId, Slots, StoreBoot, StoreId, Version};
 use crate::message::StoreKnowledge;
 use crate::planted::Planted;
 use crate::records::{Meta, StoreRecord, StoreStatus};
@@ -222,17 +222,15 @@ fn recover_shards(
     let mut unknown = Vec::new();
     let mut missing: BTreeMap<StoreId, Vec<ShardId>> = BTreeMap::new();
     let mut recovered = Vec::new();
-    for slots in ranges(meta.shards) {
-        let shard = slots.shard();
-        let NewestKnown { promised, record } = known.remove(&shard).unwrap_or_default();
-        let Some(record) = record.filter(|record| record.slots == slots) else {
-            unknown.push(shard);
-            continue;
-        };
+    let (covered, gaps) = cover(&known, meta);
+    unknown.extend(gaps);
+    for (record, slots) in covered {
+        let promised = known.get(&record.shard()).map_or(Epoch(0), |known| known.promised);
+        let record = &ShardRecord { slots, ..record.clone() };
         for &store in record.isr.iter().chain(&record.learners) {
             let needed = !Planted::RecoveredWithoutMember.is_in(planted);
             if needed && !stores.contains_key(&store) {
-                missing.entry(store).or_default().push(shard);
+                missing.entry(store).or_default().push(record.shard());
             }
         }
         recovered.push(recovered_record(record, promised, planted));
@@ -245,6 +243,36 @@ fn recover_shards(
         refusals.push(RecoveryRefusal::MissingStore { store, first, shards });
     }
     recovered
+}
+
+/// Returns the newest known records, each with the slots that are its own, and the shards that no
+/// store knows. The two records of a split are written in one transaction: so if the record of the
+/// right child is known, the parent ends before it, also where only an older record of the parent
+/// is known.
+fn cover<'a>(
+    known: &BTreeMap<ShardId, NewestKnown<'a>>,
+    meta: &Meta,
+) -> (Vec<(&'a ShardRecord, Slots)>, Vec<ShardId>) {
+    let mut records = known.values().filter_map(|known| known.record).peekable();
+    let (mut covered, mut gaps, mut next) = (Vec::new(), Vec::new(), 0u32);
+    let gap = |from: u32, to: u32| {
+        let inside = |shard: &ShardId| (from..to).contains(&u32::from(shard.0));
+        let mut shards: Vec<_> = ranges(meta.shards).map(Slots::shard).filter(inside).collect();
+        if let (true, Ok(first)) = (from < to && shards.is_empty(), u16::try_from(from)) {
+            shards.push(ShardId(first));
+        }
+        shards
+    };
+    while let Some(record) = records.next() {
+        let lo = record.slots.lo;
+        gaps.extend(gap(next, lo.into()));
+        let ends_before = records.peek().map(|child| child.slots.lo.saturating_sub(1));
+        let hi = ends_before.map_or(record.slots.hi, |end| end.min(record.slots.hi));
+        covered.push((record, Slots { lo, hi }));
+        next = u32::from(hi) + 1;
+    }
+    gaps.extend(gap(next, 1 << 16));
+    (covered, gaps)
 }
 
 /// The knowledge of all stores about one shard.
@@ -280,13 +308,18 @@ pub fn newer_than_etcd<'a>(
     own: impl Iterator<Item = (ShardId, Epoch, Option<&'a ShardRecord>)>,
     etcd: &BTreeMap<ShardId, ShardRecord>,
 ) -> BTreeSet<ShardId> {
+    let is_inside = |shard: ShardId| {
+        let parent = etcd.range(..shard).next_back();
+        parent.is_some_and(|(_, parent)| shard.0 <= parent.slots.hi)
+    };
     let is_newer = |(shard, promised, record): (ShardId, Epoch, Option<&ShardRecord>)| {
         let listed = etcd.get(&shard);
         let newer = match listed {
             Some(listed) => {
                 promised > listed.epoch || record.is_some_and(|own| own.order() > listed.order())
             }
-            None => promised > Epoch(0) || record.is_some(),
+            // A store promises for the right child of a split before etcd has a record of it.
+            None => record.is_some() || promised > Epoch(0) && !is_inside(shard),
         };
         newer.then_some(shard)
     };

@@ -49,6 +49,11 @@ impl Membership {
         if primary.is_pending() || is_recording || turn.now < primary.propose_after {
             return;
         }
+        if self.propose_split(turn, shard) {
+            return;
+        }
+        let Some(replica) = turn.shards.get(shard) else { return };
+        let Some(primary) = replica.primary() else { return };
         let is_ready =
             |store: &StoreId| primary.is_caught_up(*store, replica.commit, turn.settings.planted);
         let mut remove = removable(turn, peers, primary, healths);

@@ -6,7 +6,7 @@
 //! deletion of a copy waits for a linearizable read.
 
 use crate::entry::Body;
-use crate::ids::{Epoch, Seq, ShardId, StoreId};
+use crate::ids::{Epoch, Seq, ShardId, Slots, StoreId};
 use crate::node::gateways::refuse_ordered;
 use crate::node::peers::Peers;
 use crate::node::shared::NodeTurn;
@@ -129,6 +129,21 @@ pub(in crate::node) fn follow_known_record(
 ) {
     if let Some((record, _)) = turn.shards.records.get(&shard).map(|known| *known.clone()) {
         follow_assignment(turn, peers, snapshots, &record, None);
+    }
+}
+
+/// Follows the newest records again of all shards that begin in these slots: a copy that had the
+/// slots is gone, or has fewer.
+pub(in crate::node) fn follow_records_in(
+    turn: &mut NodeTurn<'_>,
+    peers: &mut Peers,
+    snapshots: &mut Snapshots,
+    slots: Slots,
+) {
+    let within = turn.shards.records.range(ShardId(slots.lo)..=ShardId(slots.hi));
+    let shards: Vec<ShardId> = within.map(|(&shard, _)| shard).collect();
+    for shard in shards {
+        follow_known_record(turn, peers, snapshots, shard);
     }
 }
 
