@@ -181,22 +181,24 @@ impl StateStore {
         self.ingest(vec![file], &[])
     }
 
-    /// Replaces the shard's rows and its record by a staged snapshot: all or nothing. If it fails,
+    /// Replaces the shard's rows, those of the slots that it `replaces`, and its record by a staged
+    /// snapshot: all or nothing. If it fails,
     /// the staged files are still there.
     pub fn install(
         &self,
         staged: &[PathBuf],
         copy: CopyNo,
+        replaces: Slots,
         state: &ShardState,
     ) -> Result<(), DiskError> {
         // Files ingested in one call take effect in this order.
         let mut record = SortedFiles::new(self);
         let key = layout::shard_key(state.slots.shard());
         record.add(&key, RowChange::Put(&layout::encode_shard(copy, state)))?;
-        let before = [self.range_deletes(state.slots)?];
+        let before = [self.range_deletes(replaces)?];
         let files = [&before[..], staged, &record.finish()?].concat();
         kill::point("install.files");
-        self.expiry_filter.forget(state.slots);
+        self.expiry_filter.forget(replaces);
         self.ingest(files, staged)?;
         self.expiry_filter.ingested([state]);
         Ok(())

@@ -5,7 +5,7 @@
 //! its primary; a connection with room in its window takes shards from its queue until the message
 //! is full.
 
-use super::in_flight::BatchSend;
+use super::in_flight::{BatchSend, InFlightBatch};
 use super::queue::ShardQueue;
 use super::routes::Routes;
 use super::session::BatchSessions;
@@ -58,6 +58,11 @@ impl Sending<'_> {
         let (now, settings) = (self.turn.now, self.turn.settings);
         let Some(queue) = self.queues.get(shard) else { return SendReadiness::Nothing };
         let Some(primary) = self.routes.to_primary(shard) else { return SendReadiness::Nothing };
+        // The shard was split, and what waits is not sorted yet.
+        let is_split = self.routes.map.get(shard).is_some_and(|it| it.slots != queue.slots());
+        if is_split && queue.in_flight().is_none() {
+            return SendReadiness::Nothing;
+        }
         let session = self.sessions.for_shard(queue.ended());
         let Some(at) = queue.sends_at(primary, session, settings) else {
             return SendReadiness::Nothing;
@@ -86,14 +91,24 @@ impl Sending<'_> {
                 return;
             }
             let message = connection.frames.next_message();
+            let again = self.divided_first(conn);
             let (batches, ops) = self.fill(conn, message);
+            if batches.is_empty() && again.is_some() {
+                continue; // It has nothing to send after all; others may.
+            }
             if batches.is_empty() {
                 return;
             }
             let Some(connection) = self.routes.router.connection_mut(conn) else { return };
             connection.frames.sent(now, batches.len(), ops, settings.window);
             self.turn.counts.sends += batches.len() as u64;
-            let message = GatewayMessage::Frame { message, batches };
+            let message = match again {
+                Some(shard) => {
+                    let batch = batches.into_iter().next().expect("it is alone in its message");
+                    GatewayMessage::Resend { message, shard, batch }
+                }
+                None => GatewayMessage::Frame { message, batches },
+            };
             self.turn.effects.push(Effect::Send { conn, message });
         }
     }
@@ -111,14 +126,34 @@ impl Sending<'_> {
             if connection.bytes >= settings.connection_bytes_max {
                 break;
             }
-            let Some(shard) = connection.send_queue.pop_front() else { break };
+            let Some(&shard) = connection.send_queue.front() else { break };
+            let is_alone = self.is_divided(shard);
+            if is_alone && !batches.is_empty() {
+                break;
+            }
+            let Some(connection) = self.routes.router.connection_mut(conn) else { break };
+            connection.send_queue.pop_front();
             if let Some(batch) = self.next_batch(shard, conn, message) {
                 bytes += batch.payload.len();
                 ops += self.queues.get(shard).map_or(0, ShardQueue::next_ops);
                 batches.push(batch);
             }
+            if is_alone {
+                break;
+            }
         }
         (batches, ops)
+    }
+
+    /// The first shard of the send queue, if its batch was sealed for a shard that was split since:
+    /// it travels alone.
+    fn divided_first(&self, conn: Conn) -> Option<ShardId> {
+        let first = *self.routes.router.connection(conn)?.send_queue.front()?;
+        self.is_divided(first).then_some(first)
+    }
+
+    fn is_divided(&self, shard: ShardId) -> bool {
+        self.queues.in_flight(shard).is_some_and(InFlightBatch::is_divided)
     }
 
     /// The batch that the shard sends now: the one in flight, or a new one.

@@ -338,7 +338,6 @@ impl Applying<'_> {
 mod tests {
     use super::*;
     use crate::batch::{Batch, Codec};
-    use crate::entry::Position;
     use crate::ids::{BatchSeq, Epoch, Revision, SessionId, TimeMs};
     use crate::ops::Op;
     use crate::shard::idempotency::{self, IssueTime, Tag};
@@ -381,7 +380,7 @@ mod tests {
         fn payload(&mut self, batch_seq: u64, payload: bytes::Bytes) -> BatchReply {
             let session = SessionId(Revision { incarnation: 1, revision: 1 });
             let batch = Batch::seal(
-                Slots::ALL,
+                self.state.slots,
                 session,
                 BatchSeq(batch_seq),
                 BatchSeq(batch_seq),
@@ -437,6 +436,40 @@ mod tests {
         assert_eq!(shard.batch(1, &[("a", OpKind::Delete)]), BatchReply::Malformed);
     }
 
+    /// A batch was sealed before its shard was split.
+    #[test]
+    fn a_child_applies_its_part_of_a_batch_of_its_parent() {
+        let (a, b) = (counter("a").slot().0, counter("b").slot().0);
+        let at = a.max(b);
+        let halves = [Slots { lo: 0, hi: at - 1 }, Slots { lo: at, hi: u16::MAX }];
+        let ops: Vec<_> = ["a", "b"]
+            .map(|key| Op { counter: counter(key), kind: OpKind::AddReturning { delta: 5 } })
+            .into();
+        let mut values = Vec::new();
+        for slots in halves {
+            let mut shard = shard();
+            let whole = shard.payload(1, ops::encode(&ops));
+            assert_eq!(whole, applied(&[5, 5]));
+            let mut child = self::shard();
+            let payload = ops::encode(&ops);
+            let session = SessionId(Revision { incarnation: 1, revision: 1 });
+            let number = BatchSeq(1);
+            let batch = Batch::seal(Slots::ALL, session, number, number, Codec::Raw, payload);
+            let entry = Entry::after(child.state.applied, Epoch(1), TimeMs(0), Body::Ops(batch));
+            child.state.slots = slots;
+            let decoded = decode(&entry).unwrap();
+            let Shard { state, tables, loaded } = &mut child;
+            let answer = apply(state, tables, &entry, &decoded, loaded, &LIMITS).unwrap();
+            let BatchReply::Applied { values: part, .. } = answer else { panic!("{answer:?}") };
+            values.push(part);
+        }
+        let own = |slots: Slots, key: &str| slots.contains(counter(key).slot());
+        for (part, slots) in values.iter().zip(halves) {
+            let want = ["a", "b"].map(|key| if own(slots, key) { 5 } else { 0 });
+            assert_eq!(part[..], want);
+        }
+    }
+
     /// The digest does not depend on how the values came about.
     #[test]
     fn the_digest_depends_on_the_values_alone() {
@@ -448,10 +481,6 @@ mod tests {
         other.batch(2, &[("a", OpKind::Add { delta: 3 })]);
         assert_eq!(one.state.counter_digest, other.state.counter_digest);
         assert_ne!(one.state.counter_digest, 0);
-    }
-
-    #[test]
-    fn what_a_newer_build_wrote_stops_the_shard() {
     }
 
     #[test]

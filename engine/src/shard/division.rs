@@ -190,3 +190,111 @@ fn part_of(bucket: &Bucket, sums: RecordSums) -> Bucket {
         namespaces,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entry::{Body, Entry};
+    use crate::ids::{BatchSeq, Chain, Epoch, Revision, Seq, SessionId, TimeMs};
+    use crate::key::CounterKey;
+    use crate::shard::idempotency::{TokenLimits, TokenSettings};
+    use crate::shard::sessions::BatchResult;
+
+    const LIMITS: TokenLimits = TokenLimits {
+        settings: TokenSettings { window_ms: 6_000, buckets: 6, bytes_max: 1 << 20, namespaces_max: 4 },
+        planted: None,
+    };
+
+    fn counters() -> Vec<(CounterKey, i128)> {
+        let key = |at: i128| CounterKey::new(b"n", at.to_string().as_bytes()).unwrap();
+        (0..40).map(|at| (key(at), at * at - 100)).collect()
+    }
+
+    fn record(bucket: u64) -> TokenRecord {
+        TokenRecord { bucket, fingerprint: 7, values: vec![] }
+    }
+
+    /// A shard of all slots, with counters, a session, a record of a request of many, and one of a
+    /// single operation in the upper half; and the counts of its rows.
+    fn parent(at: u16) -> (ShardState, RowCounts) {
+        let mut state = ShardState {
+            slots: Slots::ALL,
+            applied: Position { seq: Seq(8), ..Position::default() },
+            ..ShardState::default()
+        };
+        let mut counts = RowCounts::new(Slots::ALL, at);
+        for (key, value) in counters() {
+            let share = digest::share(digest::weight(key.name()), value);
+            state.counter_digest = state.counter_digest.wrapping_add(share);
+            counts.counter(key.slot(), key.name(), value);
+        }
+        let result = BatchResult::Applied { values: vec![], tokens: vec![] };
+        let session = SessionId(Revision { incarnation: 1, revision: 5 });
+        state.sessions.record(session, BatchSeq(1), result);
+        for (slot, hash) in [(0, 1), (0xFFFF, 2)] {
+            let (id, record) = (RecordId { slot: Slot(slot), hash }, record(3));
+            state.tokens.add(&LIMITS, b"n", 3, layout::record_share(id, &record));
+            counts.record(id, record);
+        }
+        // A row whose bucket was dropped does not count.
+        counts.record(RecordId { slot: Slot(0), hash: 9 }, record(1));
+        (state, counts)
+    }
+
+    fn position() -> Position {
+        let before = Position { seq: Seq(8), ..Position::default() };
+        Entry::after(before, Epoch(2), TimeMs(5), Body::Split { at: 0x8000 }).position()
+    }
+
+    #[test]
+    fn the_children_are_the_parent() {
+        for at in [1, 0x8000, 0xFFFF] {
+            let (state, counts) = parent(at);
+            let divided = divide(&state, position(), &counts, None).unwrap();
+            let (left, right) = (divided.left, divided.right);
+            assert_eq!((left.slots.lo, left.slots.hi), (0, at - 1));
+            assert_eq!((right.slots.lo, right.slots.hi), (at, 0xFFFF));
+            let sum = left.counter_digest.wrapping_add(right.counter_digest);
+            assert_eq!(sum, state.counter_digest);
+            assert_eq!((&left.sessions, &right.sessions), (&state.sessions, &state.sessions));
+            assert_eq!((left.applied, right.applied), (position(), position()));
+            assert_eq!((left.divided, right.divided), (Seq(9), Seq(9)));
+        }
+    }
+
+    #[test]
+    fn a_request_of_many_has_its_record_in_both() {
+        let (state, counts) = parent(0x8000);
+        let divided = divide(&state, position(), &counts, None).unwrap();
+        assert_eq!(divided.copied, [(RecordId { slot: Slot(0x8000), hash: 1 }, record(3))]);
+        assert_eq!((divided.left.tokens.records(), divided.right.tokens.records()), (1, 2));
+        for child in [divided.left, divided.right] {
+            let bucket = &child.tokens.live()[&3];
+            assert_eq!(bucket.namespaces.values().sum::<u64>(), bucket.bytes);
+        }
+    }
+
+    #[test]
+    fn rows_that_do_not_add_up_are_damage() {
+        let (mut state, counts) = parent(0x8000);
+        state.counter_digest = state.counter_digest.wrapping_add(1);
+        assert_eq!(divide(&state, position(), &counts, None), Err(RowsDiffer));
+        let (state, mut counts) = parent(0x8000);
+        counts.record(RecordId { slot: Slot(9), hash: 1 }, record(3));
+        assert_eq!(divide(&state, position(), &counts, None), Err(RowsDiffer));
+    }
+
+    #[test]
+    fn a_slot_outside_or_the_first_one_divides_nothing() {
+        let slots = Slots { lo: 4, hi: 8 };
+        let check = |at, want: Option<(u16, u16)>| {
+            let divided = slots_of(slots, at);
+            assert_eq!(divided.map(|(left, right)| (left.hi, right.lo)), want);
+        };
+        check(4, None);
+        check(5, Some((4, 5)));
+        check(8, Some((7, 8)));
+        check(9, None);
+        assert_ne!(position().chain, Chain(0));
+    }
+}

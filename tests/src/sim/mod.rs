@@ -20,7 +20,7 @@
 //!   hosts     nodes, gateways, coordinators ── drivers             chaos ── acts at random
 //!             node_freedom ── what a driver of a node may reorder
 //!             clients, token_clients ── the workload               cluster ── all of these
-//!   faults    faults, disk_faults, operator ── what strikes        leaps ── days in one step
+//!   faults    faults, disk_faults, operator, splitter ── what strikes        leaps ── days in one step
 //!   world     world ── the loop that takes the next event          run ── one seed
 //!             failover ── measures a gap                           hunt ── finds planted bugs
 //!             scale ── the size of large clusters
@@ -79,6 +79,7 @@ pub mod disk_faults;
 pub mod faults;
 pub mod leaps;
 pub mod operator;
+pub mod splitter;
 
 // The world.
 pub mod failover;

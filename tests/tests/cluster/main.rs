@@ -16,6 +16,7 @@ mod folders;
 mod leaving;
 mod metastore_away;
 mod replicas;
+mod split;
 mod stale_reads;
 mod two_dead;
 

@@ -11,6 +11,7 @@ pub mod log;
 pub mod operator;
 pub mod reorder;
 mod settings;
+pub mod splits;
 pub mod tokens;
 
 use engine::coordinator::Flags;
@@ -28,6 +29,7 @@ use leaps::LeapPlan;
 use log::LogSizes;
 use operator::OperatorPlan;
 use reorder::ReorderPlan;
+use splits::SplitPlan;
 use settings::{Shape, coordinator_settings, gateway_settings, node_settings};
 use tokens::TokenPlan;
 
@@ -78,6 +80,7 @@ pub struct Plan {
     pub fault_every: u64,
     pub disks: DiskPlan,
     pub operator: OperatorPlan,
+    pub splits: SplitPlan,
     /// The random coordinator promotes for no reason, one time in so many thousand looks.
     pub spurious_permille: u64,
     /// A second coordinator acts at random.
@@ -184,6 +187,7 @@ impl Plan {
             fault_every: rng.between(100_000, 800_000),
             disks,
             operator,
+            splits: SplitPlan::from_seed(seed),
             chaos: rng.percent(50),
             bootstraps: rng.percent(30) && shape.nodes >= shape.replicas,
             spurious_permille: if rng.percent(50) { rng.between(1, 40) } else { 0 },
@@ -245,6 +249,7 @@ impl Plan {
             faults: vec![],
             disks: DiskPlan { faults: vec![], ..plan.disks },
             operator: OperatorPlan { every: None, ..plan.operator },
+            splits: SplitPlan { every: None, ..plan.splits },
             chaos: false,
             bootstraps: true,
             faults_until: u64::MAX,

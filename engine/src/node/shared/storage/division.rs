@@ -96,17 +96,25 @@ impl NodeTurn<'_> {
         let Some((&shard, &Division { seq, copy, .. })) = found else { return };
         self.storage.divisions.under_way.remove(&shard);
         let (limits, planted) = (self.settings.limits(), self.settings.planted);
-        let Some((replica, mut turn)) = self.replica_in_turn(shard) else { return };
+        let Some(replica) = self.shards.get(shard) else { return };
         let Some(at) = split_at(replica, seq) else { return };
         if replica.copy != copy || replica.next_to_apply() != Some(seq) {
             return;
         }
         let Some(position) = replica.log.position(seq) else { return };
+        if self.is_flushing() && self.storage.has_full_table(self.settings.table_bytes_max) {
+            // The records of the right child have no room: the rows are counted again later.
+            let again = Division { seq, copy, promised: None, count: None };
+            self.storage.divisions.under_way.insert(shard, again);
+            return;
+        }
+        let Some(replica) = self.shards.get(shard) else { return };
         let mut state = replica.state.clone();
         state.tokens.advance_time(&limits, state.applied.time, position.time);
         match division::divide(&state, position, counts, planted) {
             Ok(divided) => self.take_divided(shard, at, position, divided),
             Err(division::RowsDiffer) => {
+                let Some((replica, mut turn)) = self.replica_in_turn(shard) else { return };
                 replica.stop(&mut turn, "the rows of a shard that is split differ from its digest");
             }
         }
