@@ -34,7 +34,12 @@ pub(crate) struct Split {
     #[arg(long, value_name = "SLOT", conflicts_with = "into")]
     at: Option<u16>,
     /// Number of equal parts
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(2..=64))]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 2,
+        value_parser = clap::value_parser!(u16).range(2..=64)
+    )]
     into: u16,
     /// Seconds to wait for each part
     #[arg(

@@ -71,8 +71,8 @@ impl Metastore {
         txn.commit().await
     }
 
-    /// Writes the records of both children of a split, if that of the parent, which is the left
-    /// one, is still the one that was read at `modified`, and there is none of the right one.
+    /// Writes the records of both children of a split. It compares that the record of the parent,
+    /// which is the left one, was not changed since `modified`, and that the right one has none.
     pub async fn split_shard(
         &self,
         left: &ShardRecord,

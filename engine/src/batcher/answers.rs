@@ -73,7 +73,7 @@ impl Answering<'_> {
         let planted = self.turn.settings.planted;
         match answer {
             BatchReply::Refused(refusal) => return self.refused(shard, send, refusal),
-            // It was ordered by another child alone.
+            // Another child alone has ordered it.
             _ if is_of_others => return self.refused(shard, send, Refusal::NoSuchShard),
             _ if !is_of_all && !Planted::PartAnswersForAll.is_in(planted) => {
                 let (now, timing) = (self.turn.now, self.turn.settings.timing);

@@ -94,7 +94,7 @@ impl Sending<'_> {
             let again = self.divided_first(conn);
             let (batches, ops) = self.fill(conn, message);
             if batches.is_empty() && again.is_some() {
-                continue; // It has nothing to send after all; others may.
+                continue; // The shard has nothing to send after all; others may.
             }
             if batches.is_empty() {
                 return;

@@ -48,8 +48,8 @@ impl ShardMap {
         if !self.shards[overlapping.clone()].iter().all(is_newer) {
             return false;
         }
-        // After a split one of the two records comes first. Until the other one is here, the rest of
-        // the parent is taken for a shard that its primary leads.
+        // After a split one of the two records comes first. Until the other one is here, the rest
+        // of the parent is taken for a shard that its primary leads.
         let known = &self.shards[overlapping.clone()];
         let left = known.first().filter(|known| known.slots.lo < slots.lo).map(|known| {
             let slots = Slots { hi: slots.lo - 1, ..known.slots };

@@ -349,7 +349,7 @@ impl Snapshots {
             turn.effects.push(Effect::ToPrimary { conn, message });
         }
         turn.shards.to_advance.insert(shard);
-        // Of a shard that was split since, the snapshot is of the left child.
+        // If the shard was split since, the snapshot is of the left child.
         let is_narrower = turn.shards.get(shard).is_some_and(|it| it.slots != replaced);
         is_narrower.then_some(replaced)
     }
@@ -379,7 +379,7 @@ impl Snapshots {
         slots: Slots,
         fit: bool,
     ) {
-        // Where a copy of the parent has the slots, the split is still to come: it makes the copy.
+        // If a copy of the parent has the slots, the split is still to come: it makes the copy.
         let is_occupied = turn.shards.is_occupied(shard, slots);
         if is_occupied && !turn.planted(Planted::CopyOverParent) {
             return;

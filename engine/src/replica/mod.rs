@@ -238,6 +238,18 @@ impl Replica {
         }
     }
 
+    /// The first entry that is not applied and splits the shard at this slot.
+    pub fn unapplied_split(&self, at: u16) -> Option<Seq> {
+        let mut seq = self.state.applied.seq.next();
+        while let Some(held) = self.log.get(seq) {
+            if held.entry.body == (Body::Split { at }) {
+                return Some(seq);
+            }
+            seq = seq.next();
+        }
+        None
+    }
+
     /// Returns whether the store has rows of these slots that belong to this replica: of a copy, of
     /// one that is being removed, or of a child that has no copy yet.
     pub fn occupies(&self, slots: Slots) -> bool {

@@ -131,8 +131,8 @@ pub fn needs(decoded: &Decoded, slots: Slots) -> Needs {
 
 /// Applies the next entry and returns the answer to its batch; `None` for an entry without one.
 ///
-/// `decoded` comes from [`decode`]; `loaded` holds what [`needs`] asked for. Pure and total. A split
-/// is not applied here but by [`divide`](crate::shard::division::divide), which needs all rows.
+/// `decoded` comes from [`decode`]; `loaded` holds what [`needs`] asked for. Pure and total. A
+/// split is applied by [`divide`](crate::shard::division::divide) instead, which needs all rows.
 pub fn apply(
     state: &mut ShardState,
     tables: &mut Tables,
@@ -288,8 +288,8 @@ impl Applying<'_> {
         }
     }
 
-    /// Returns whether the operation is one of this shard. After a split each child applies its part
-    /// of a batch that was sealed before, and has 0 for the values of the other part.
+    /// Returns whether the operation is one of this shard. After a split each child applies its
+    /// part of a batch that was sealed before, and has 0 for the values of the other part.
     fn is_own(&self, hash: u128) -> bool {
         self.state.slots.contains(key::slot_of(hash))
     }

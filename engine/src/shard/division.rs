@@ -177,7 +177,7 @@ fn part_of(bucket: &Bucket, sums: RecordSums) -> Bucket {
     };
     let mut namespaces: BTreeMap<u64, u64> =
         bucket.namespaces.iter().map(|(&namespace, &bytes)| (namespace, share(bytes))).collect();
-    // What rounding has left belongs to some namespace.
+    // The bytes that rounding has left belong to some namespace.
     let rest = sums.bytes.saturating_sub(namespaces.values().sum());
     if let Some((_, bytes)) = namespaces.iter_mut().next_back() {
         *bytes += rest;
@@ -201,7 +201,12 @@ mod tests {
     use crate::shard::sessions::BatchResult;
 
     const LIMITS: TokenLimits = TokenLimits {
-        settings: TokenSettings { window_ms: 6_000, buckets: 6, bytes_max: 1 << 20, namespaces_max: 4 },
+        settings: TokenSettings {
+            window_ms: 6_000,
+            buckets: 6,
+            bytes_max: 1 << 20,
+            namespaces_max: 4,
+        },
         planted: None,
     };
 

@@ -20,7 +20,8 @@
 //!   hosts     nodes, gateways, coordinators ── drivers             chaos ── acts at random
 //!             node_freedom ── what a driver of a node may reorder
 //!             clients, token_clients ── the workload               cluster ── all of these
-//!   faults    faults, disk_faults, operator, splitter ── what strikes        leaps ── days in one step
+//!   faults    faults, disk_faults, operator ── what strikes        leaps ── days in one step
+//!             splitter ── splits shards
 //!   world     world ── the loop that takes the next event          run ── one seed
 //!             failover ── measures a gap                           hunt ── finds planted bugs
 //!             scale ── the size of large clusters

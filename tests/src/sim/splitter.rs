@@ -32,7 +32,7 @@ impl SimCluster {
         let record = &records[rng.index(records.len())];
         let Some(at) = place(record.slots, &used, rng) else { return };
         let StoreBoot { store, .. } = record.primary;
-        let from = ProcessId { place: Place::Coordinator(u8::MAX), incarnation: 0 };
+        let from = ProcessId { place: Place::Coordinator(0), incarnation: 0 };
         let message = NodeQuery::Split { shard: record.shard(), epoch: record.epoch, at };
         let to = place_of(store);
         self.core.after(0, SimEvent::Query { to, from, query: u64::MAX, message });

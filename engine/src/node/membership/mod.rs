@@ -21,8 +21,8 @@ use crate::planted::Planted;
 use crate::shard_record::ShardRecord;
 
 pub(super) use records::{follow_known_record, follow_records_in, on_record};
-pub(super) use splits::order_split;
 pub(super) use replica_health::HealthView;
+pub(super) use splits::order_split;
 
 #[derive(Clone, Debug)]
 pub(super) struct Membership {
@@ -72,7 +72,7 @@ impl Membership {
         match outcome {
             CasOutcome::Done { mod_revision } => {
                 let record = proposal.record.clone();
-                // Where the record of the left child is known, so is that of the right one.
+                // A store that knows the record of the left child knows that of the right one.
                 if let Some(child) = child {
                     on_record(turn, peers, snapshots, child, mod_revision, None);
                 }

@@ -43,6 +43,7 @@ pub(in crate::node) fn on_record(
         peers.reannounce_refused_copy(turn, shard);
     }
     follow_assignment(turn, peers, snapshots, &record, read);
+    learn_split(turn, &record);
     turn.shards.to_review.insert(shard);
     turn.shards.to_advance.insert(shard);
 }
@@ -74,6 +75,18 @@ fn follow_record(
         }
         peers.open_feeds(turn, shard);
     }
+}
+
+/// A record with fewer slots proves that the split is committed, in any epoch. A new primary
+/// applies it at once: a store that is to complete its in-sync set has the slots of the record, and
+/// could not follow a log of before the split.
+fn learn_split(turn: &mut NodeTurn<'_>, record: &ShardRecord) {
+    let Some(replica) = turn.shards.get_mut(record.shard()) else { return };
+    if replica.primary().is_none() || record.slots.hi >= replica.slots.hi {
+        return;
+    }
+    let committed = replica.unapplied_split(record.slots.hi + 1);
+    replica.commit = replica.commit.max(committed.unwrap_or_default());
 }
 
 /// Follows the assignment of copies: creates a copy that the record assigns to this store,

@@ -1,7 +1,7 @@
 //! The primary's part in a split: it orders the entry, and writes both records once it has applied
 //! it.
 //!
-//! Which of the two has happened is seen from the slots alone. A primary whose copy has fewer slots
+//! The slots alone show which of the two has happened. A primary whose copy has fewer slots
 //! than its record writes both records, whichever primary of whichever epoch has ordered the split.
 //! Both in-sync sets are the parent's: the entry was committed, so each member has it, and makes
 //! its copy of the child when it applies it. See docs/design.md#splitting-a-shard.
@@ -108,7 +108,8 @@ impl Membership {
         let (id, now) = (turn.fresh_id(), turn.now);
         if let Some(primary) = turn.shards.primary_mut(shard) {
             primary.proposals.retain(|earlier| earlier.pending || earlier.record != left);
-            primary.proposals.push(InSyncProposal { id, base, record: left.clone(), pending: true });
+            let record = left.clone();
+            primary.proposals.push(InSyncProposal { id, base, record, pending: true });
             primary.propose_after = now;
             primary.joining = None;
         }

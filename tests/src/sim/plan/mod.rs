@@ -29,8 +29,8 @@ use leaps::LeapPlan;
 use log::LogSizes;
 use operator::OperatorPlan;
 use reorder::ReorderPlan;
-use splits::SplitPlan;
 use settings::{Shape, coordinator_settings, gateway_settings, node_settings};
+use splits::SplitPlan;
 use tokens::TokenPlan;
 
 /// The plan of a run. Times are in virtual microseconds.

@@ -121,13 +121,7 @@ impl NodeTurn<'_> {
         self.shards.to_advance.insert(shard);
     }
 
-    fn take_divided(
-        &mut self,
-        shard: ShardId,
-        at: u16,
-        position: Position,
-        divided: DividedState,
-    ) {
+    fn take_divided(&mut self, shard: ShardId, at: u16, position: Position, divided: DividedState) {
         let child = ShardId(at);
         let DividedState { left, right, copied } = divided;
         let number = self.shards.get(child).map_or(CopyNo(0), |known| known.copy);
@@ -139,7 +133,8 @@ impl NodeTurn<'_> {
         replica.on_applied(position.seq, &self.settings.sizes);
         if !is_held {
             let copy = CopyNo(number.0 + 1);
-            replica.child = Some(Box::new(PendingChild { copy, state: right, flush: None, is_good }));
+            let child = PendingChild { copy, state: right, flush: None, is_good };
+            replica.child = Some(Box::new(child));
             for (id, record) in copied {
                 self.storage.tables.active.put_record(id, record);
             }

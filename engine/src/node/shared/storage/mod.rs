@@ -6,8 +6,9 @@
 //!                     Load ──▶ Loaded (ops that ask for a value)
 //! ```
 //!
-//! [`apply`] moves commits into the table, [`division`] applies a split, [`loads`] reads what applying needs, [`flush`] writes
-//! the table to the state and trims the log, and [`memory`] counts and bounds all of it.
+//! [`apply`] moves commits into the table, [`division`] applies a split, [`loads`] reads what
+//! applying needs, [`flush`] writes the table to the state and trims the log, and [`memory`] counts
+//! and bounds all of it.
 
 mod apply;
 mod division;
