@@ -181,9 +181,8 @@ impl StateStore {
         self.ingest(vec![file], &[])
     }
 
-    /// Replaces the shard's rows, those of the slots that it `replaces`, and its record by a staged
-    /// snapshot: all or nothing. If it fails,
-    /// the staged files are still there.
+    /// Replaces the rows of these slots, and the shard's record, by a staged snapshot: all or
+    /// nothing. If it fails, the staged files are still there.
     pub fn install(
         &self,
         staged: &[PathBuf],
