@@ -91,11 +91,7 @@ impl Sending<'_> {
                 return;
             }
             let message = connection.frames.next_message();
-            let again = self.divided_first(conn);
-            let (batches, ops) = self.fill(conn, message);
-            if batches.is_empty() && again.is_some() {
-                continue; // The shard has nothing to send after all; others may.
-            }
+            let (batches, ops, again) = self.fill(conn, message);
             if batches.is_empty() {
                 return;
             }
@@ -113,16 +109,17 @@ impl Sending<'_> {
         }
     }
 
-    /// The batches of one message, and the number of their operations. The list is empty if no
-    /// shard in the queue has anything to send after all, or if too many bytes are in flight
-    /// already; an answer will then bring the connection here again.
-    fn fill(&mut self, conn: Conn, message: u64) -> (Vec<Batch>, usize) {
+    /// The batches of one message, and the number of their operations; and the shard, if it is a
+    /// batch that was sealed for a shard that was split since, which travels alone. The list is
+    /// empty if no shard in the queue has anything to send after all, or if too many bytes are in
+    /// flight already; an answer will then bring the connection here again.
+    fn fill(&mut self, conn: Conn, message: u64) -> (Vec<Batch>, usize, Option<ShardId>) {
         let settings = self.turn.settings;
         let mut batches = Vec::new();
         let (mut bytes, mut ops) = (0, 0);
         let unlimited = Planted::FrameUnlimited.is_in(settings.planted);
         while bytes < settings.sizes.message_bytes || unlimited {
-            let Some(connection) = self.routes.router.connection_mut(conn) else { break };
+            let Some(connection) = self.routes.router.connection(conn) else { break };
             if connection.bytes >= settings.connection_bytes_max {
                 break;
             }
@@ -133,23 +130,15 @@ impl Sending<'_> {
             }
             let Some(connection) = self.routes.router.connection_mut(conn) else { break };
             connection.send_queue.pop_front();
-            if let Some(batch) = self.next_batch(shard, conn, message) {
-                bytes += batch.payload.len();
-                ops += self.queues.get(shard).map_or(0, ShardQueue::next_ops);
-                batches.push(batch);
-            }
+            let Some(batch) = self.next_batch(shard, conn, message) else { continue };
+            bytes += batch.payload.len();
+            ops += self.queues.get(shard).map_or(0, ShardQueue::next_ops);
+            batches.push(batch);
             if is_alone {
-                break;
+                return (batches, ops, Some(shard));
             }
         }
-        (batches, ops)
-    }
-
-    /// The first shard of the send queue, if its batch was sealed for a shard that was split since:
-    /// it travels alone.
-    fn divided_first(&self, conn: Conn) -> Option<ShardId> {
-        let first = *self.routes.router.connection(conn)?.send_queue.front()?;
-        self.is_divided(first).then_some(first)
+        (batches, ops, None)
     }
 
     fn is_divided(&self, shard: ShardId) -> bool {
