@@ -624,7 +624,8 @@ mod tests {
         let row = layout::encode_record(&TokenRecord { bucket: 1, fingerprint: 0, values: vec![] });
         files.add(&layout::idempotency_key(id.slot, id.hash), RowChange::Put(&row)).unwrap();
         let staged = files.finish().unwrap();
-        bench.state.install(&staged, CopyNo(2), &Bench::state_at(4_000, &[1])).unwrap();
+        let state = Bench::state_at(4_000, &[1]);
+        bench.state.install(&staged, CopyNo(2), state.slots, &state).unwrap();
         assert_eq!(bench.left(), [1]);
         drop(view);
         assert_eq!(bench.left(), [1]);

@@ -393,3 +393,49 @@ fn the_model_notices_each_rule_that_is_broken() {
         assert!(wrong.is_some(), "{bug:?}");
     }
 }
+
+/// A shard was split before etcd was lost. Of the two records of the transaction, stores may know
+/// one, but the newest record of the parent alone counts as a hole where no child is known.
+#[test]
+fn the_children_of_a_split_are_recovered() {
+    let whole = record(ShardId(0), 4, 7, &[A, B]);
+    let at = whole.slots.hi / 2;
+    let (left, right) = (Slots { hi: at - 1, ..whole.slots }, Slots { lo: at, ..whole.slots });
+    let narrowed = ShardRecord { slots: left, version: Version(8), ..whole.clone() };
+    let child = ShardRecord { slots: right, version: Version(1), ..whole.clone() };
+    let known = |record: &ShardRecord| ShardKnowledge {
+        shard: record.shard(),
+        promised: Epoch(4),
+        record: Some(record.clone()),
+    };
+    let slots = |first: &ShardRecord| {
+        let mut answers = [answer(A, 4, 7, &[A, B]), answer(B, 4, 7, &[A, B])];
+        answers[0].shards[0] = known(first);
+        answers[1].shards.push(known(&child));
+        let recovered = plan(&answers, 2, true, None).unwrap();
+        recovered.shards.iter().map(|record| record.slots).take(2).collect::<Vec<_>>()
+    };
+    // The record of the parent that is known may be an older one.
+    assert_eq!(slots(&narrowed), [left, right]);
+    assert_eq!(slots(&whole), [left, right]);
+    let mut answers = [answer(A, 4, 7, &[A, B]), answer(B, 4, 7, &[A, B])];
+    answers[0].shards[0] = known(&narrowed);
+    let want = RecoveryRefusal::UnknownShards { first: ShardId(at), shards: 1 };
+    check_refused(&answers, &[want]);
+}
+
+/// A store promises for the right child of a split before the split is in etcd.
+#[test]
+fn a_promise_for_a_child_does_not_make_etcd_older() {
+    let etcd: BTreeMap<_, _> = shards().map(|shard| (shard, record(shard, 1, 1, &[A]))).collect();
+    let newer = |shard: u16| {
+        let known = [(ShardId(shard), Epoch(3), None)];
+        newer_than_etcd(known.into_iter(), &etcd).len()
+    };
+    assert_eq!(newer(7), 0);
+    let hole = etcd.keys().nth(1).copied().unwrap();
+    let without: BTreeMap<_, _> =
+        etcd.iter().filter(|(shard, _)| **shard != hole).map(|(k, v)| (*k, v.clone())).collect();
+    let known = [(hole, Epoch(3), None)];
+    assert_eq!(newer_than_etcd(known.into_iter(), &without).len(), 1);
+}

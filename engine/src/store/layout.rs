@@ -709,6 +709,20 @@ mod tests {
         assert_eq!(decode_shard(&want), Ok((CopyNo(6), full_state())));
     }
 
+    /// Golden test: a shard that was split has the seq of the split behind its position. One that
+    /// never was can be read by a build that knows no splits.
+    #[test]
+    fn the_record_of_a_shard_that_was_split_never_changes() {
+        let state = ShardState { divided: Seq(300), ..full_state() };
+        let plain = encode_shard(CopyNo(6), &full_state());
+        let encoded = encode_shard(CopyNo(6), &state);
+        assert_eq!((plain[0], encoded[0]), (1, 2));
+        assert_eq!(encoded[1..17], plain[1..17]);
+        assert_eq!(encoded[17..19], [0xac, 2]);
+        assert_eq!(encoded[19..], plain[17..]);
+        assert_eq!(decode_shard(&encoded), Ok((CopyNo(6), state)));
+    }
+
     /// Golden test: tokens add fields, and the fields before them stay as they were.
     #[test]
     fn buckets_and_outcomes_never_change() {
