@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine::ids::{Boot, StoreId};
-use engine::records::{GatewayRecord, NameRecord, NodeRecord, StoreRecord};
+use engine::records::{GatewayRecord, NameRecord, NodeRecord, StoreRecord, StoreStatus};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{debug, info, warn};
@@ -511,14 +511,14 @@ impl LeaseTask {
             return Err(HoldError::LeaseEnd(LeaseEnd::Replaced(superseded)));
         }
         let txn = txn.if_modified_at::<StoreRecord>(&guard.store, store.modified);
-        let is_gone = store.record.status.is_gone();
+        let is_removed = store.record.status == StoreStatus::Retired;
         let name = store.record.name;
         match self.store.get::<NameRecord>(&name).await? {
             Some(Revisioned { record: NameRecord { store }, .. }) if store != guard.store => {
                 Err(HoldError::LeaseEnd(LeaseEnd::Replaced(LeaseEvent::NameLost(store))))
             }
             // A process that hung while its store was removed does not come back.
-            _ if is_gone => Err(HoldError::LeaseEnd(LeaseEnd::Replaced(LeaseEvent::GivenUp))),
+            _ if is_removed => Err(HoldError::LeaseEnd(LeaseEnd::Replaced(LeaseEvent::GivenUp))),
             Some(stored) => Ok(txn.if_modified_at::<NameRecord>(&name, stored.modified)),
             None => Ok(txn.if_absent::<NameRecord>(&name)),
         }

@@ -293,7 +293,8 @@ async fn supervise(
             }
             Some(LeaseEvent::GivenUp) => {
                 inbox.send(LoopMessage::Exit(ProcessExit::Refused(
-                    "this store was removed from the cluster, or given up, while this process hung"
+                    "this store was removed from the cluster (dkc node remove) while this process \
+                     hung or was cut off: to add a node, start it on an empty folder"
                         .to_owned(),
                 )));
             }

@@ -158,13 +158,11 @@ impl Supervisor {
         for index in 0..self.members.len() {
             let member = &self.members[index];
             let ProcessState::Dead { since } = member.state else { continue };
-            if member.is_stopped {
-                continue;
-            }
             if let Some(process) = Process::with_argv(&member.spec.argv) {
                 note!("{} is running again (pid {})", member.spec.name, process.pid);
                 self.members[index].state = ProcessState::Adopted(process);
-            } else if self.respawn && since.elapsed() >= RESPAWN_AFTER {
+                self.members[index].is_stopped = false;
+            } else if self.respawn && !member.is_stopped && since.elapsed() >= RESPAWN_AFTER {
                 note!("restarting {}", member.spec.name);
                 self.members[index].state = self.spawn(&member.spec)?;
             }

@@ -214,9 +214,18 @@ fn a_drain_whose_answer_was_lost_is_not_claimed() {
 fn nodes_are_listed_with_what_they_hold() {
     let records = Records::of_one_shard();
     records.add_store(StoreId(2), "node-2");
-    records.check(&["node", "list"], 0, "node-1  up     -     -         1       1        1\n");
-    records.check(&["node", "list"], 0, "node-2  away   -     -         0       0        0\n");
-    let json = "\"state\":\"up\",\"running\":true,\"leads\":1,\"copies\":1,\"in_sync\":1}";
+    records.check(
+        &["node", "list"],
+        0,
+        "node-1  up     -     -         1       1        1      0\n",
+    );
+    records.check(
+        &["node", "list"],
+        0,
+        "node-2  away   -     -         0       0        0      0\n",
+    );
+    let json =
+        "\"state\":\"up\",\"running\":true,\"leads\":1,\"copies\":1,\"in_sync\":1,\"peers\":0}";
     records.check(&["node", "list", "--json"], 0, json);
 }
 

@@ -611,11 +611,17 @@ async fn a_standby_has_the_events_too_and_keeps_them_when_it_leads() {
     let longest = cluster.fill_logs(&before);
     let id = cluster.cluster_id().await;
     let leader = cluster.coordinator.address();
-    let (first, lines) = events(leader.clone(), id, None).await.expect("events");
     let has = |lines: &[String], word: &str| lines.iter().any(|line| line == word);
+    let all_placed = async || loop {
+        let (reply, lines) = events(leader.clone(), id, None).await.expect("events");
+        let placed = reply.events.iter().filter(|event| event.kind == "shards-placed");
+        if placed.filter_map(|event| event.count).sum::<u64>() >= 12 {
+            return (reply, lines);
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    let (first, lines) = within(15, all_placed()).await;
     assert!(has(&lines, "leader-elected 0 -") && has(&lines, "node-came 1 new"), "{lines:?}");
-    let placed = first.events.iter().find(|event| event.kind == "shards-placed");
-    assert_eq!(placed.and_then(|event| event.count), Some(12), "{lines:?}");
     assert_eq!((first.coordinator.as_str(), first.cut), ("coordinator-1", false));
     let refused = events(leader.clone(), id + 1, None).await.expect_err("another cluster's");
     assert_eq!(refused.code(), tonic::Code::FailedPrecondition);

@@ -263,11 +263,11 @@ async fn the_process_of_a_store_that_was_removed_ends() {
 async fn a_record_for_a_limited_time_is_deleted_by_etcd() {
     let (_etcd, store) = start().await;
     let record = store_record(1, 11);
-    let made = store.create_for(&STORE, &record, 1).await.expect("an answer");
+    let made = store.create_for(&STORE, &record, 5).await.expect("an answer");
     let CasOutcome::Done { mod_revision } = made else { panic!("{made:?}") };
     let kept = store.get::<StoreRecord>(&STORE).await.expect("a read").expect("it stands");
     assert_eq!((&kept.record, kept.modified), (&record, mod_revision));
-    assert_eq!(store.create_for(&STORE, &record, 1).await.expect("an answer"), CasOutcome::Failed);
+    assert_eq!(store.create_for(&STORE, &record, 5).await.expect("an answer"), CasOutcome::Failed);
     within(15, async {
         while store.get::<StoreRecord>(&STORE).await.expect("a read").is_some() {
             tokio::time::sleep(Duration::from_millis(50)).await;

@@ -69,18 +69,21 @@ struct Settled {
     loads: (usize, usize),
     /// The most other nodes that a node shares shards with.
     peers: usize,
+    /// The different sets of nodes that hold a shard: when all nodes of one fail, it is lost.
+    sets: usize,
     is_at_rest: bool,
 }
 
 impl std::fmt::Display for Settled {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { plans, changes, slowest_ms, mean_ms, loads: (least, most), peers, is_at_rest } =
-            self;
+        let Self { plans, changes, slowest_ms, mean_ms, loads, peers, sets, is_at_rest } = self;
+        let (least, most) = loads;
         let rest = if *is_at_rest { "" } else { ", and not at rest yet" };
         write!(
             out,
             "{plans} plans of {mean_ms:.1} ms, slowest {slowest_ms:.1} ms; {changes} changes; \
-             {least} to {most} replicas and at most {peers} peers per node{rest}"
+             {least} to {most} replicas and at most {peers} peers per node, {sets} different \
+             sets{rest}"
         )
     }
 }
@@ -126,6 +129,7 @@ impl PlannedCluster {
                 loads.values().max().copied().unwrap_or(0),
             ),
             peers: self.peers_max(),
+            sets: self.shards.iter().map(|record| &record.target).collect::<BTreeSet<_>>().len(),
             is_at_rest,
         }
     }

@@ -3,16 +3,15 @@
 //! When a store dies, what it led and held falls to its peers, so in a small cluster these are to
 //! be all the others alike. In a large one many peers cost more than they give. Every pair of
 //! stores exchanges messages of its own, so the cost of a batch and of an idle node grows with the
-//! peers; and whichever `replicas` stores fail together, some shard has all its copies on them. So
-//! from [`PlannerLimits::copyset_nodes_min`] stores on, a store that has
-//! [`PlannerLimits::copyset_peers`] peers gets another only if balance or zones ask for it. Any
-//! chosen few that fail together then hardly ever hold all copies of a shard, and if they do, of
-//! more shards at once. (Cidon et al., "Copysets: Reducing the Frequency of Data Loss in Cloud
+//! peers; and the more different sets of stores hold a shard, the more likely is it that a few
+//! that fail together hold all copies of one. So from [`PlannerLimits::copyset_nodes_min`] stores
+//! on, a store that has [`PlannerLimits::copyset_peers`] peers gets another only if balance or
+//! zones ask for it. (Cidon et al., "Copysets: Reducing the Frequency of Data Loss in Cloud
 //! Storage", USENIX ATC 2013, where the number of peers is called the scatter width.)
 
 use std::collections::BTreeMap;
 
-use crate::coordinator::planner::{PlannerLimits, Stores};
+use crate::coordinator::planner::{PlannerLimits, StoreState, Stores};
 use crate::ids::StoreId;
 
 /// The number of shards that each pair of stores shares.
@@ -38,8 +37,10 @@ pub(super) struct PeerCost {
 }
 
 impl Sharing {
+    /// The pairs of the stores that are not gone: the records of those stay for ever.
     pub(super) fn of(stores: &Stores<'_>, limits: &PlannerLimits) -> Self {
-        let places: BTreeMap<_, _> = stores.keys().copied().zip(0..).collect();
+        let present = stores.values().filter(|store| store.state != StoreState::Gone);
+        let places: BTreeMap<_, _> = present.map(|store| store.id).zip(0..).collect();
         let count = places.len();
         let is_large = count >= limits.copyset_nodes_min;
         Self {

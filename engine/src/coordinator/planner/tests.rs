@@ -294,8 +294,8 @@ fn the_partners_of_a_store_are_many() {
     }
 }
 
-/// A store of a large cluster has few peers, and nodes that join, drain and die change little of
-/// that. The map is as level, and takes no more moves, than without the limit.
+/// A store of a large cluster has few peers, also after nodes have joined and others were drained.
+/// The map is as level as without the limit, and nodes that join take their share of moves only.
 #[test]
 fn the_peers_of_a_store_are_few_in_a_large_cluster() {
     let peers = |copyset_nodes_min| {

@@ -23,8 +23,6 @@ pub(in crate::node) struct DialledConnection {
     bytes: usize,
     /// The last commit of each shard that was sent to the peer.
     pub commits_sent: BTreeMap<ShardId, (Epoch, Seq)>,
-    /// The next heartbeat is due then, if the connection feeds nothing.
-    pub idle_heartbeat: Now,
 }
 
 #[derive(Clone, Debug)]
@@ -74,7 +72,6 @@ impl DialledConnection {
             unacked: VecDeque::new(),
             bytes: 0,
             commits_sent: BTreeMap::new(),
-            idle_heartbeat: Now::default(),
         }
     }
 

@@ -13,9 +13,6 @@ use crate::replica::primary::{Feed, Follower, Primary};
 use crate::replica::reconcile::join_point;
 use crate::replica::{Replica, ReplicaRole};
 
-/// The heartbeats to a peer that follows nothing, in the time after which it appears silent.
-const IDLE_HEARTBEATS: u64 = 3;
-
 impl Peers {
     pub(in crate::node) fn on_dialled(
         &mut self,
@@ -375,9 +372,7 @@ impl Peers {
 
     // ---- by the clock --------------------------------------------------------------------------
 
-    /// Sends a heartbeat to every follower, if it is due, with the commits that have moved. To a
-    /// peer that follows nothing a few suffice that it does not appear silent: in a large cluster
-    /// most peers are such ones.
+    /// Sends a heartbeat to every follower, if it is due, with the commits that have moved.
     pub(in crate::node) fn send_heartbeats_if_due(&mut self, turn: &mut NodeTurn<'_>) {
         if turn.now < self.next_heartbeat {
             return;
@@ -386,22 +381,14 @@ impl Peers {
         self.retry_full_followers(turn);
         let welcome = |(_, connection): &(_, &mut DialledConnection)| connection.welcome;
         for (&conn, connection) in self.dialled.iter_mut().filter(welcome) {
-            let (mut commits, mut follows) = (Vec::new(), false);
-            for (replica, primary) in turn.shards.led() {
-                if !primary.followers.contains_key(&connection.peer.store) {
-                    continue;
-                }
-                follows = true;
+            let mut commits = Vec::new();
+            for (replica, primary) in turn.shards.led().filter(|(_, primary)| primary.active) {
                 let (shard, sent) = (replica.shard, (primary.epoch, replica.commit));
-                if primary.active && connection.commits_sent.insert(shard, sent) != Some(sent) {
+                let follows = primary.followers.contains_key(&connection.peer.store);
+                if follows && connection.commits_sent.insert(shard, sent) != Some(sent) {
                     commits.push((shard, primary.epoch, replica.commit));
                 }
             }
-            if !follows && turn.now < connection.idle_heartbeat {
-                continue;
-            }
-            let idle_ms = turn.settings.silent_after_ms / IDLE_HEARTBEATS;
-            connection.idle_heartbeat = turn.now.plus_ms(idle_ms);
             let message = ToFollower::Heartbeat { sent: turn.now.0, commits };
             turn.effects.push(Effect::ToFollower { conn, message });
         }
