@@ -23,7 +23,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from one_gateway import DKC, get, post
+from one_gateway import DKC, call, get, post
 
 CLIENTS, PAUSE = int(os.environ.get("CLIENTS", "64")), float(os.environ.get("PAUSE", "0.05"))
 NODES, REPLICAS = int(os.environ.get("NODES", "3")), 3
@@ -165,10 +165,7 @@ class Balancer:
         except ConnectionError:
             return None, b""
         try:
-            writer.write(request)
-            head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
-            length = int(head.split("content-length:")[1].split("\r\n")[0])
-            return int(head.split()[1]), await reader.readexactly(length)
+            return await call((reader, writer), request)
         except (ConnectionError, asyncio.IncompleteReadError):
             return None, b""
         finally:

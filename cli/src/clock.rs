@@ -1,14 +1,6 @@
 //! Times of the wall clock, as commands print them: in UTC.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 const DAY_MS: u64 = 86_400_000;
-
-/// The time now, in ms since 1970.
-pub(crate) fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
 
 /// Formats a time in ms since 1970 as `12:03:04`.
 pub(crate) fn time_of_day(at_ms: u64) -> String {

@@ -5,8 +5,8 @@ use engine::ids::TimeMs;
 use engine::records::{Meta, Operator, StoreRecord};
 use metastore::{Metastore, Revisioned};
 use process::ClusterOptions;
+use telemetry::wall_clock_ms;
 
-use crate::clock;
 use crate::exit::UsageError;
 
 /// Connects to the etcd that a command works on; an error names its members.
@@ -58,7 +58,7 @@ pub(crate) fn store_named<'a>(
 
 /// The user and host that run this command, and the time, for the records of what operators want.
 pub(crate) fn operator() -> Operator {
-    let at = TimeMs(clock::now_ms());
+    let at = TimeMs(wall_clock_ms());
     let user = ["USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok());
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let user = user.unwrap_or_else(|| "unknown".to_owned());

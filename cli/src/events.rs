@@ -7,19 +7,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use anyhow::Context;
 use engine::ids::StoreId;
 use engine::records::StoreRecord;
 use metastore::{CoordinatorRecord, Metastore};
 use process::ClusterOptions;
 use proto::wire;
-use proto::wire::operator_client::OperatorClient;
 use serde::Serialize;
+use telemetry::wall_clock_ms;
 
-use crate::clock;
 use crate::etcd::{cluster, connect};
 use crate::exit::CommandExit;
 use crate::output::{self, note};
+use crate::{clock, coordinators};
 
 /// The time-out of one query.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
@@ -103,10 +102,10 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<CommandExit> {
         }
     };
     if !args.follow {
-        output::report(args.json, &table, |table| table.text(clock::now_ms()))?;
+        output::report(args.json, &table, |table| table.text(wall_clock_ms()))?;
         return Ok(CommandExit::Done);
     }
-    if !args.json && !output::still_read(&table.headline(clock::now_ms()))? {
+    if !args.json && !output::still_read(&table.headline(wall_clock_ms()))? {
         return Ok(CommandExit::Done);
     }
     let mut known = table.coordinators;
@@ -114,7 +113,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<CommandExit> {
     loop {
         for event in &events {
             let line =
-                if args.json { serde_json::to_string(event)? } else { event.line(clock::now_ms()) };
+                if args.json { serde_json::to_string(event)? } else { event.line(wall_clock_ms()) };
             if !output::still_read(&line)? {
                 return Ok(CommandExit::Done);
             }
@@ -123,7 +122,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<CommandExit> {
         match query.ask().await {
             Ok(table) => {
                 for new in table.coordinators.iter().filter(|it| !known.contains(it)) {
-                    note!("{}", new.sentence(clock::now_ms()));
+                    note!("{}", new.sentence(wall_clock_ms()));
                 }
                 (known, events) = (table.coordinators, table.events);
             }
@@ -196,14 +195,9 @@ impl<'a> EventQuery<'a> {
 
     async fn reply_of(&self, address: &str) -> anyhow::Result<wire::EventsReply> {
         let seen = self.seen.get(address).map(|seen| (seen.instance, seen.last));
-        let asked = async {
-            let endpoint = process::endpoint(address, PINGS)?;
-            let mut client = proto::limited!(OperatorClient::new(endpoint.connect().await?));
-            let query = wire::EventsQuery::new(self.cluster, seen);
-            anyhow::Ok(client.events(query).await?.into_inner())
-        };
-        let answer = tokio::time::timeout(ANSWER_WITHIN, asked).await;
-        answer.context("no answer in time")?.with_context(|| format!("coordinator {address}"))
+        let query = wire::EventsQuery::new(self.cluster, seen);
+        coordinators::ask(address, ANSWER_WITHIN, PINGS, async |client| client.events(query).await)
+            .await
     }
 
     /// Reads the names of stores if a reply contains an unknown one.
@@ -222,7 +216,7 @@ impl<'a> EventQuery<'a> {
 
     fn merge(&mut self, replies: Vec<(String, wire::EventsReply)>) -> EventTable {
         let mut table = EventTable::default();
-        let earliest = self.args.since.map_or(0, |since| clock::now_ms().saturating_sub(ms(since)));
+        let earliest = self.args.since.map_or(0, |since| wall_clock_ms().saturating_sub(ms(since)));
         for (address, reply) in replies {
             let seen = self.seen.remove(&address).filter(|seen| seen.instance == reply.instance);
             let seen = SeenReply::new(seen, &reply);

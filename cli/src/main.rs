@@ -10,6 +10,7 @@ mod bench_command;
 mod check_config;
 mod clock;
 mod config;
+mod coordinators;
 mod count;
 mod counters;
 mod dev;

@@ -1,7 +1,5 @@
 //! The event log of this process, with the wall clock and the name that the engine does not know.
 
-use std::time::SystemTime;
-
 use engine::coordinator::events::{EventLog, RecordList};
 use engine::coordinator::{Decision, RecordChange};
 use engine::ids::TimeMs;
@@ -55,12 +53,11 @@ impl EventPublisher {
             instance: self.instance,
             since_ms: self.log.since().0,
             cut: self.log.history().is_cut(),
-            events: self.log.after(after).map(wire::ClusterEvent::from).collect(),
+            events: self.log.history().after(after).map(wire::ClusterEvent::from).collect(),
         }
     }
 }
 
 fn wall_clock() -> TimeMs {
-    let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    TimeMs(u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX))
+    TimeMs(telemetry::wall_clock_ms())
 }

@@ -79,8 +79,8 @@ pub enum LeaseEvent {
     /// The name of the store belongs to this other store now: this process must end. No event
     /// follows.
     NameLost(StoreId),
-    /// The store was given up or removed while this process did not run: this process must end. No
-    /// event follows.
+    /// The store was removed from the cluster while this process hung or was cut off: this process
+    /// must end. No event follows.
     GivenUp,
 }
 

@@ -286,7 +286,7 @@ mod tests {
     fn progress_is_counted_from_the_map() {
         let began = Instant::now();
         let at = |seconds| began + Duration::from_secs(seconds);
-        let held = |leads, copies| StoreHoldings { leads, copies, in_sync: copies, peers: 0 };
+        let held = |leads, copies| StoreHoldings { leads, copies, in_sync: copies };
         let mut progress = DrainProgress::new(held(2, 8), began);
         assert!(progress.take(held(2, 8), began), "the first state is reported");
         assert_eq!(progress.line(began), "leads 2, holds 8");

@@ -1,6 +1,9 @@
 //! `dkc node list`: the storage nodes by their records in etcd.
 
+use std::collections::BTreeSet;
+
 use engine::records::StoreStatus;
+use engine::shard_record::peers;
 use process::ClusterOptions;
 use serde::Serialize;
 
@@ -73,8 +76,9 @@ fn state(status: StoreStatus, running: bool, drains: bool, copies: usize) -> &'s
 impl NodeTable {
     fn new(records: &NodeRecords, all: bool) -> Self {
         let present = records.stores.iter().filter(|kept| all || !kept.record.status.is_gone());
+        let peers = peers(&records.shards);
         let row = |kept: &metastore::Revisioned<engine::records::StoreRecord>| {
-            let StoreHoldings { leads, copies, in_sync, peers } = records.holds(kept.id);
+            let StoreHoldings { leads, copies, in_sync } = records.holds(kept.id);
             let (store, running) = (&kept.record, records.runs(kept.id));
             let drains = records.drains.contains(&kept.id);
             NodeRow {
@@ -87,7 +91,7 @@ impl NodeTable {
                 leads,
                 copies,
                 in_sync,
-                peers,
+                peers: peers.get(&kept.id).map_or(0, BTreeSet::len),
             }
         };
         let mut nodes: Vec<NodeRow> = present.map(row).collect();

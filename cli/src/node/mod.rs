@@ -62,8 +62,6 @@ pub(crate) struct StoreHoldings {
     /// The copies that the store has or is to have, in sync or not.
     pub(crate) copies: usize,
     in_sync: usize,
-    /// The other stores that have copies of the same shards.
-    peers: usize,
 }
 
 impl NodeRecords {
@@ -119,15 +117,7 @@ fn holdings(shards: &[ShardRecord], store: StoreId) -> StoreHoldings {
         leads: count(&|shard| shard.primary.store == store),
         copies: count(&|shard| shard.mentions(store)),
         in_sync: count(&|shard| shard.isr.contains(&store)),
-        peers: peers(shards, store).len(),
     }
-}
-
-/// Returns the other stores that share a shard with this one.
-fn peers(shards: &[ShardRecord], store: StoreId) -> BTreeSet<StoreId> {
-    let shared = shards.iter().filter(|shard| shard.mentions(store));
-    let members = shared.flat_map(|shard| shard.isr.iter().chain(&shard.learners));
-    members.copied().filter(|&member| member != store).collect()
 }
 
 /// Reads the number of copies of each shard; `None` before the cluster is made.
@@ -139,6 +129,7 @@ async fn replicas(metastore: &Metastore) -> Result<Option<usize>, metastore::Err
 #[cfg(test)]
 mod tests {
     use engine::ids::{Boot, Slots, StoreBoot};
+    use engine::shard_record;
 
     use super::*;
 
@@ -207,8 +198,10 @@ mod tests {
         let shards =
             [shard(&[1, 2], &[3], &[1, 3]), shard(&[2, 1], &[], &[2, 3]), shard(&[4], &[], &[4])];
         let check = |store: u128, leads, copies, in_sync, peers| {
-            let want = StoreHoldings { leads, copies, in_sync, peers };
+            let want = StoreHoldings { leads, copies, in_sync };
             assert_eq!(holdings(&shards, StoreId(store)), want, "store {store}");
+            let found = shard_record::peers(&shards).get(&StoreId(store)).map_or(0, BTreeSet::len);
+            assert_eq!(found, peers, "store {store}");
         };
         check(1, 1, 2, 2, 2);
         check(2, 1, 2, 2, 2);

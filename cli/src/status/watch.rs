@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use client::Gateways;
 use serde_json::{Value, json};
+use telemetry::wall_clock_ms;
 use tokio::time::MissedTickBehavior;
 
 use super::changes::changes_between;
@@ -40,7 +41,7 @@ pub(super) async fn run(
         let answer = ask(&mut gateways).await;
         let cluster = answer.as_ref().map(|answer| &answer.cluster).map_err(String::as_str);
         let changes = tracker.update(cluster);
-        let at = clock::time_of_day(clock::now_ms());
+        let at = clock::time_of_day(wall_clock_ms());
         let lines: Vec<_> = changes.iter().map(|what| format!("{at} {what}")).collect();
         let text = if json {
             if changes.is_empty() { None } else { Some(document(&answer, &changes)?.to_string()) }
@@ -106,7 +107,7 @@ fn document(
         Ok(answer) => answer.document()?,
         Err(why) => json!({ "detail": why }),
     };
-    document["time_ms"] = json!(clock::now_ms());
+    document["time_ms"] = json!(wall_clock_ms());
     document["changes"] = json!(changes);
     Ok(document)
 }

@@ -70,6 +70,7 @@ mod records;
 mod reports;
 mod review;
 mod store_status;
+mod words;
 
 #[cfg(test)]
 mod tests;

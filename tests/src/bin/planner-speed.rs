@@ -11,7 +11,7 @@ use engine::coordinator::planner::{
     PlannedChange, PlannerInput, PlannerLimits, ShardView, Store, StoreState, changes, place,
 };
 use engine::ids::{Boot, Epoch, StoreBoot, StoreId, Version};
-use engine::shard_record::ShardRecord;
+use engine::shard_record::{ShardRecord, peers};
 
 const NODES: u128 = 200;
 const SHARDS: u32 = 4_096;
@@ -135,13 +135,7 @@ impl PlannedCluster {
     }
 
     fn peers_max(&self) -> usize {
-        let mut peers: BTreeMap<StoreId, BTreeSet<StoreId>> = BTreeMap::new();
-        for set in self.shards.iter().map(|record| &record.target) {
-            for &one in set {
-                peers.entry(one).or_default().extend(set.iter().filter(|other| **other != one));
-            }
-        }
-        peers.values().map(BTreeSet::len).max().unwrap_or(0)
+        peers(&self.shards).values().map(BTreeSet::len).max().unwrap_or(0)
     }
 
     fn plan(&self) -> Vec<PlannedChange> {

@@ -59,7 +59,7 @@ pub(super) fn shard_events(
             copy(EventKind::OutOfSync, store, Some(reason));
         }
     }
-    for store in mentioned(before).filter(|&store| !after.mentions(store)) {
+    for store in before.mentioned().into_iter().filter(|&store| !after.mentions(store)) {
         copy(EventKind::CopyRemoved, store, Some(why_removed(before, store, stores)));
     }
     let planned = planned_copies(before, after, stores);
@@ -189,12 +189,4 @@ fn by_status(store: StoreId, stores: &impl StoreFacts) -> Option<EventReason> {
 /// The members of `after` that are not in `before`.
 fn added(before: &[StoreId], after: &[StoreId]) -> impl Iterator<Item = StoreId> {
     after.iter().copied().filter(|store| !before.contains(store))
-}
-
-/// The stores that a record mentions, each once.
-fn mentioned(record: &ShardRecord) -> impl Iterator<Item = StoreId> {
-    let mut all = [&record.isr[..], &record.learners, &record.target].concat();
-    all.sort();
-    all.dedup();
-    all.into_iter()
 }

@@ -6,7 +6,7 @@ use crate::coordinator::decision::{Cause, Decision, PromotionReason};
 use crate::coordinator::events::differences::{
     StoreFacts, loss, registration, shard_events, store_events,
 };
-use crate::coordinator::events::{ClusterEvent, EventFacts, EventHistory, EventKind, EventReason};
+use crate::coordinator::events::{EventFacts, EventHistory, EventKind, EventReason};
 use crate::coordinator::{AtRevision, RecordChange};
 use crate::ids::{Boot, Epoch, ShardId, StoreBoot, StoreId, TimeMs};
 use crate::records::{
@@ -270,11 +270,6 @@ impl EventLog {
         explain(&mut missing, &known);
         self.on_promotion(id, epoch, known);
         if is_shown { vec![] } else { vec![(revision, missing)] }
-    }
-
-    /// The events with a number above `number`, oldest first.
-    pub fn after(&self, number: u64) -> impl Iterator<Item = &ClusterEvent> {
-        self.history.after(number)
     }
 }
 

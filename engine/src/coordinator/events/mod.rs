@@ -17,6 +17,7 @@ mod log;
 #[cfg(test)]
 mod tests;
 
+use crate::coordinator::words::words;
 use crate::ids::{Epoch, ShardId, StoreId, TimeMs};
 
 pub use kept::EventHistory;
@@ -101,25 +102,6 @@ impl ClusterEvent {
     fn bytes(&self) -> usize {
         size_of::<Self>() + self.what.by.as_ref().map_or(0, String::capacity)
     }
-}
-
-/// Defines an enum of words that are printed as they are written here.
-macro_rules! words {
-    ($(#[$doc:meta])* $name:ident { $($(#[$each:meta])* $variant:ident = $word:literal,)* }) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-        pub enum $name { $($(#[$each])* $variant,)* }
-
-        impl $name {
-            /// All of them, in the order of the documentation.
-            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
-
-            /// The word for outputs, which is part of the interface.
-            pub fn word(self) -> &'static str {
-                match self { $(Self::$variant => $word,)* }
-            }
-        }
-    };
 }
 
 words! {

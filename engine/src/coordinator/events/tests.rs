@@ -92,14 +92,17 @@ impl Bench {
 
     /// The new events, each as its words: kind, node, "for" the other node, reason.
     fn news(&mut self) -> String {
-        let seen =
-            std::mem::replace(&mut self.seen, self.log.after(0).last().map_or(0, |it| it.number));
-        let lines: Vec<String> = self.log.after(seen).map(|event| text(&event.what)).collect();
+        let seen = std::mem::replace(
+            &mut self.seen,
+            self.log.history().after(0).last().map_or(0, |it| it.number),
+        );
+        let lines: Vec<String> =
+            self.log.history().after(seen).map(|event| text(&event.what)).collect();
         lines.join("; ")
     }
 
     fn last(&self) -> ClusterEvent {
-        self.log.after(0).last().expect("there is one").clone()
+        self.log.history().after(0).last().expect("there is one").clone()
     }
 }
 
@@ -296,7 +299,10 @@ fn an_accepted_loss_is_shown_by_the_taint_or_by_the_intent() {
         accepted_by: Some(operator()),
     };
     assert_eq!(bench.decides(Decision::LossAccepted(Box::new(record))), "");
-    assert_eq!(text(&bench.log.after(0).next().expect("one").what), "loss-accepted 2 by ann@desk");
+    assert_eq!(
+        text(&bench.log.history().after(0).next().expect("one").what),
+        "loss-accepted 2 by ann@desk"
+    );
 
     let mut bench = Bench::new();
     bench.shard(|record| (record.isr, record.target) = (ids(&[2]), ids(&[2])));
@@ -337,7 +343,7 @@ fn shards_placed_in_one_transaction_are_one_event() {
         let record = ShardRecord { slots, epoch: Epoch(1), ..ShardRecord::default() };
         log.on_change(TimeMs(2), 30, &RecordChange::Shard(ShardId(lo), Some(at(30, record))));
     }
-    let all: Vec<String> = log.after(0).map(|event| text(&event.what)).collect();
+    let all: Vec<String> = log.history().after(0).map(|event| text(&event.what)).collect();
     assert_eq!(all, ["shards-placed 3"]);
 }
 
@@ -366,7 +372,7 @@ fn two_coordinators_agree_on_the_identity_of_an_event() {
         bench.node(4, Some(2));
         bench.status(3, StoreStatus::Draining);
         bench.shard(|record| record.isr = ids(&[1, 2]));
-        bench.log.after(0).map(ClusterEvent::identity).collect::<Vec<_>>()
+        bench.log.history().after(0).map(ClusterEvent::identity).collect::<Vec<_>>()
     };
     let first = events(Bench::new());
     let mut other = Bench::new();

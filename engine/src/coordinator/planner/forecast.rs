@@ -15,6 +15,7 @@ use crate::coordinator::planner::{
     DrainObstacle, Nearness, PlannedChange, PlannerInput, PlannerLimits, ShardView, Store,
     StoreState, Stores, by_id, changes, drain_obstacle, known,
 };
+use crate::coordinator::words::words;
 use crate::ids::{ShardId, StoreId};
 use crate::shard_record::{self, ShardRecord};
 
@@ -37,29 +38,6 @@ pub struct PlannedMove {
     pub round: usize,
     /// The time since the copy began, in ms; `None` if the move has not begun.
     pub age_ms: Option<u64>,
-}
-
-/// Defines an enum of words for operators.
-macro_rules! words {
-    ($(#[$doc:meta])* $name:ident { $($(#[$of:meta])* $variant:ident = $word:literal,)* }) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-        pub enum $name {
-            $($(#[$of])* $variant,)*
-        }
-
-        impl $name {
-            /// All words, in the order of the reference.
-            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
-
-            /// The word for operators and programs.
-            pub fn word(self) -> &'static str {
-                match self {
-                    $(Self::$variant => $word,)*
-                }
-            }
-        }
-    };
 }
 
 words! {

@@ -134,8 +134,7 @@ pub(super) struct HeldReplica<'a, T> {
 impl<T> HeldReplica<'_, T> {
     /// The new pairs of peers, of those that are not wanted, if it goes to this store.
     pub(super) fn unwanted(&self, to: &Store, sharing: &Sharing) -> usize {
-        let others: Vec<StoreId> = self.others.iter().map(|store| store.id).collect();
-        sharing.unwanted(to.id, &others)
+        sharing.unwanted(to.id, self.others.iter().map(|store| store.id))
     }
 
     /// Returns whether it may go to this store: the set does not contain that, and stays at least

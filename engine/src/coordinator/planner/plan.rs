@@ -193,7 +193,7 @@ impl<'a> PlanBuilder<'a> {
         let others = known(&self.stores, set, None);
         let cost = |store: &&&Store| {
             let near = Nearness::to(store, &others);
-            let unwanted = self.sharing.unwanted(store.id, set);
+            let unwanted = self.sharing.unwanted(store.id, set.iter().copied());
             (near, self.loads[&store.id], unwanted, std::cmp::Reverse(store.capacity), store.id)
         };
         free.min_by_key(cost).map(|store| store.id)

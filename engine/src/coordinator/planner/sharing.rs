@@ -78,9 +78,9 @@ impl Sharing {
 
     /// The pairs that would be new, although one of the two has enough peers, if the store joined
     /// this set.
-    pub(super) fn unwanted(&self, store: StoreId, set: &[StoreId]) -> usize {
+    pub(super) fn unwanted(&self, store: StoreId, set: impl Iterator<Item = StoreId>) -> usize {
         let Some(&one) = self.places.get(&store).filter(|_| self.is_large()) else { return 0 };
-        let others = set.iter().filter_map(|other| self.places.get(other)).copied();
+        let others = set.filter_map(|other| self.places.get(&other)).copied();
         let row = &self.shards[one * self.places.len()..];
         others.filter(|&other| row[other] == 0 && self.is_unwanted(one, other)).count()
     }

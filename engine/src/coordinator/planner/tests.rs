@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::*;
 use crate::ids::{Boot, Epoch, Slots, StoreBoot, Version};
-use crate::shard_record::{insert, remove};
+use crate::shard_record::{insert, peers, remove};
 
 fn store(n: u128, zone: &str, host: &str) -> Store {
     Store {
@@ -157,13 +157,7 @@ impl Bench {
 
     /// The most other stores that a store shares shards with.
     fn peers_max(&self) -> usize {
-        let mut peers: BTreeMap<StoreId, BTreeSet<StoreId>> = BTreeMap::new();
-        for set in self.shards.iter().map(|record| &record.isr) {
-            for &store in set {
-                peers.entry(store).or_default().extend(set.iter().filter(|&&it| it != store));
-            }
-        }
-        peers.values().map(BTreeSet::len).max().unwrap_or(0)
+        peers(&self.shards).values().map(BTreeSet::len).max().unwrap_or(0)
     }
 
     #[track_caller]

@@ -82,9 +82,8 @@ fn emptiest<'a>(
 ) -> Option<&'a Store> {
     let ready = plan.stores.values().filter(|store| store.state == StoreState::Ready);
     let free = ready.zip(loads.values()).filter(|(store, _)| !record.mentions(store.id));
-    let set: Vec<StoreId> = kept.iter().map(|store| store.id).collect();
     let cost = |(store, load): &(&&Store, &usize)| {
-        let unwanted = plan.sharing.unwanted(store.id, &set);
+        let unwanted = plan.sharing.unwanted(store.id, kept.iter().map(|store| store.id));
         (Nearness::to(store, kept), **load, unwanted, std::cmp::Reverse(store.capacity), store.id)
     };
     free.min_by_key(cost).map(|(store, _)| *store)

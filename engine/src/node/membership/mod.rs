@@ -89,7 +89,7 @@ impl Membership {
         let store = turn.me.store;
         let is_left = |shard: &ShardId| {
             let record = turn.shards.records.get(shard);
-            record.is_some_and(|record| !records::is_assigned(&record.0, store))
+            record.is_some_and(|record| !record.0.mentions(store))
         };
         let held = turn.shards.iter().filter(|replica| replica.trust.exists());
         let left: Vec<ShardId> = held.map(|replica| replica.shard).filter(is_left).collect();
