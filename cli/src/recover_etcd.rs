@@ -16,7 +16,8 @@ use engine::ids::StoreId;
 use engine::message::{NodeQuery, NodeQueryReply, StoreKnowledge};
 use engine::records::Meta;
 use engine::recovery_plan::{
-    RecoveredRecords, RecoveryRefusal, RecoveryTerms, newer_than_etcd, next_incarnation, plan,
+    RecoveredRecords, RecoveryRefusal, RecoveryTerms, UNUSED_EPOCHS, newer_than_etcd,
+    next_incarnation, plan,
 };
 use engine::shard_record::ShardRecord;
 use metastore::{
@@ -122,6 +123,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<CommandExit> {
         promised: false,
         without: args.without.iter().copied().collect::<BTreeSet<_>>(),
         from: operator(),
+        unused_epochs: UNUSED_EPOCHS,
         planted: None,
     };
     let first = match plan(&answers, &terms) {

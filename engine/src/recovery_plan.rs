@@ -34,6 +34,10 @@ use crate::shard_record::ShardRecord;
 
 pub mod given_up;
 
+/// The unused epochs of a recovery in production: more than there can be failovers of a shard of
+/// which no store that answers knows anything.
+pub const UNUSED_EPOCHS: u64 = 1_000_000;
+
 /// The terms of a recovery, besides the answers of the stores.
 #[derive(Clone, Debug)]
 pub struct RecoveryTerms {
@@ -45,6 +49,9 @@ pub struct RecoveryTerms {
     pub without: BTreeSet<StoreId>,
     /// The operator.
     pub from: Operator,
+    /// The number of epochs above the highest known one that stay unused: the lost etcd may have
+    /// given them to processes that ended before they or a follower had made that durable.
+    pub unused_epochs: u64,
     /// A bug for the tests of the tests; `None` in production.
     pub planted: Option<Planted>,
 }
@@ -314,7 +321,11 @@ impl ShardPlanner<'_> {
         }
         let is_new = record.epoch == Epoch(1) && promised == Epoch(0);
         ShardRecord {
-            epoch: if is_new { record.epoch } else { Epoch(highest.0 + 1) },
+            epoch: if is_new {
+                record.epoch
+            } else {
+                Epoch(highest.0 + self.terms.unused_epochs + 1)
+            },
             version: Version(record.version.0 + 1),
             primary: StoreBoot { store: record.primary.store, boot: Boot(0) },
             ..record.clone()

@@ -12,7 +12,7 @@ use engine::ids::{Boot, ShardId, StoreBoot, StoreId, TimeMs};
 use engine::message::StoreKnowledge;
 use engine::node::RecoveredReplica;
 use engine::records::{Meta, Operator, StoreRecord, StoreStatus};
-use engine::recovery_plan::{RecoveredRecords, RecoveryTerms, plan};
+use engine::recovery_plan::{RecoveredRecords, RecoveryTerms, UNUSED_EPOCHS, plan};
 use engine::store::log::Identity;
 
 use super::checker::Violation;
@@ -77,7 +77,7 @@ impl SimCluster {
         }
         node.crash(&mut self.core, true);
         node.is_emptied();
-        self.core.oracle.disk_lost(store);
+        self.core.oracle.harmed(store);
         self.core.plan.etcd_loss.given_up = Some(store);
         self.core.after(300_000, SimEvent::Restart { place });
     }
@@ -95,7 +95,9 @@ impl SimCluster {
         let from = Operator { at: TimeMs(self.core.now / 1_000), name: "sim".into() };
         let without = self.core.plan.etcd_loss.given_up.into_iter().collect();
         let planted = self.core.plan.planted;
-        let terms = RecoveryTerms { incarnation, promised: true, without, from, planted };
+        let unused_epochs = UNUSED_EPOCHS;
+        let terms =
+            RecoveryTerms { incarnation, promised: true, without, from, unused_epochs, planted };
         match plan(&answers, &terms) {
             Ok(recovered) => self.follow_rebuilt_etcd(&answers, recovered),
             Err(refusals) => {

@@ -202,13 +202,6 @@ impl Oracle {
         self.never_back.etcd_lost();
         self.in_sync.etcd_lost();
         self.logged.etcd_lost();
-        self.one_primary.etcd_lost();
-    }
-
-    /// The store's disk is lost for good.
-    pub fn disk_lost(&mut self, store: StoreId) {
-        self.harmed(store);
-        self.one_primary.disk_lost(store);
     }
 
     /// This is durable on the store's disk from now on.
