@@ -144,8 +144,13 @@ impl Recovery {
             damage: scanned.damage,
             unreadable: self.unreadable,
         };
-        for (&shard, (_, state)) in &self.state {
-            self.shards.entry(shard).or_insert_with(|| ShardLog {
+        for (&shard, (copy, state)) in &self.state {
+            let known = self.shards.entry(shard).and_modify(|known| {
+                // An installed copy of which the log has no `Copy` yet: what the log has found
+                // wrong is the one before.
+                known.contradicted &= *copy <= known.checkpoint.copy;
+            });
+            known.or_insert_with(|| ShardLog {
                 // No store writes rows of a shard without having promised, so the log has lost the
                 // promise.
                 contradicted: true,
@@ -460,6 +465,9 @@ mod tests {
         check(vec![], groups.clone(), (1, 1, Some((0, vec![1, 2], true)), 0));
         groups.push(vec![copy(2, Position::default())]);
         check(vec![], groups.clone(), (2, 0, Some((0, vec![], false)), 0));
+        // The next copy was installed, and its record was not written any more.
+        let installed = state(2, all[1].position());
+        check(installed, groups[..3].to_vec(), (2, 1, Some((2, vec![], false)), 0));
         // The record is about a copy that no longer exists.
         groups.push(vec![suspect(1)]);
         check(vec![], groups, (2, 0, Some((0, vec![], false)), 0));
