@@ -425,7 +425,8 @@ mod tests {
         let held = EventRow { count: Some(2), ..row("guard-held") };
         let witness = |cut| Witness { coordinator: "coordinator-1".into(), since_ms: 0, cut };
         let events = vec![elected, held, primary, planned];
-        let table = EventTable { coordinators: vec![witness(false)], events };
+        let table =
+            EventTable { coordinators: vec![witness(false)], events, ..EventTable::default() };
         let want = "\
 since 00:00:00, when coordinator-1 started
 12:03:04  leader-elected         -  -             -                 by coordinator-1

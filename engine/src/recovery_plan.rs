@@ -118,6 +118,11 @@ pub enum RecoveryRefusal {
         /// The store.
         store: StoreId,
     },
+    /// No record names a store that is to be given up.
+    NotNamed {
+        /// The store.
+        store: StoreId,
+    },
     /// Without the stores that are to be given up there is no copy of these shards that may lead.
     NoCopy {
         /// The first of the shards.
@@ -150,12 +155,14 @@ impl fmt::Display for RecoveryRefusal {
             ),
             Self::SameName { name, stores: [one, other] } => write!(
                 f,
-                "stores {one} and {other} both have the name {name:?}: one was replaced, so leave \
-                 its address out"
+                "stores {one} and {other} both have the name {name:?}: one was replaced. Do not \
+                 name the address of that one"
             ),
             Self::Damaged { store } => write!(
                 f,
-                "store {store} has found damage on its disk, and may have forgotten what it knew"
+                "store {store} has found damage on its disk, and may have forgotten what it knew. \
+                 To do without it, stop its process, do not name its address, and give \
+                 `--without {store}`"
             ),
             Self::NotPromised { store } => {
                 write!(f, "store {store} has not promised the new incarnation durably")
@@ -166,11 +173,25 @@ impl fmt::Display for RecoveryRefusal {
                  has run on an etcd that was restored. Keep all folders, and open an issue"
             ),
             Self::UnknownShards { first, shards } => {
-                write!(f, "no store that has answered knows {shards} shards, the first is {first}")
+                write!(
+                    f,
+                    "no store that has answered has a record of {shards} shards, the first is \
+                     {first}: only stores that have led a shard, or run and follow etcd, have one. \
+                     Name more nodes"
+                )
             }
             Self::NotLost { store } => {
-                write!(f, "store {store} has answered, so it is not lost: leave --without out")
+                write!(
+                    f,
+                    "store {store} has answered, so it is not lost: do not give it as --without, \
+                     or stop its process and do not name its address"
+                )
             }
+            Self::NotNamed { store } => write!(
+                f,
+                "no shard names store {store}: check the uuid. A store without copies needs no \
+                 --without"
+            ),
             Self::NoCopy { first, shards } => write!(
                 f,
                 "no store that has answered has a good copy of {shards} shards, the first is \
@@ -229,14 +250,17 @@ pub fn plan(
     for &store in terms.without.iter().filter(|store| stores.contains_key(store)) {
         refusals.push(RecoveryRefusal::NotLost { store });
     }
+    let known = || answers.iter().flat_map(|answer| &answer.shards);
+    let named = |store| known().filter_map(|it| it.record.as_ref()).any(|it| it.mentions(store));
+    for &store in terms.without.iter().filter(|&&store| !named(store)) {
+        refusals.push(RecoveryRefusal::NotNamed { store });
+    }
     let shards = ShardPlanner { terms, meta: &meta, stores: &stores };
     let (shards, losses) = shards.recover(answers, &mut refusals);
     if !refusals.is_empty() {
         return Err(refusals);
     }
-    let named = |store: &&StoreId| shards.iter().any(|record| record.mentions(**store));
-    let gone = terms.without.iter().filter(named);
-    stores.extend(gone.map(|&store| (store, given_up::record_of(store))));
+    stores.extend(terms.without.iter().map(|&store| (store, given_up::record_of(store))));
     Ok(RecoveredRecords { meta, stores: stores.into_iter().collect(), shards, losses })
 }
 
@@ -313,13 +337,15 @@ impl ShardPlanner<'_> {
     /// leads in its epoch, and every store obeys the next one, which the coordinator begins.
     ///
     /// A shard that no store has led yet stays in its first epoch: only there do its members make
-    /// the empty copies that it begins with.
+    /// the empty copies that it begins with. With a store that is given up nobody knows that.
     fn continued(&self, record: &ShardRecord, promised: Epoch) -> ShardRecord {
         let mut highest = record.epoch.max(promised);
         if Planted::PromisesNotRecovered.is_in(self.terms.planted) {
             highest = record.epoch;
         }
-        let is_new = record.epoch == Epoch(1) && promised == Epoch(0);
+        let gone = |store: &StoreId| self.terms.without.contains(store);
+        let is_whole = !record.isr.iter().chain(&record.learners).any(gone);
+        let is_new = record.epoch == Epoch(1) && promised == Epoch(0) && is_whole;
         ShardRecord {
             epoch: if is_new {
                 record.epoch

@@ -14,9 +14,12 @@
 //!    epoch that is as long. So the longest good copy continues alone, and all other members are
 //!    tainted.
 //!
-//! If `min_in_sync` stores are given up, or a copy that might be the longest is damaged, what was
-//! acknowledged may be lost. Then the longest good copy continues as well, and the shard gets a
-//! record of the loss, for good.
+//! A tainted member is no such store: its log may be as long, and its copy lacks something. It
+//! continues only if there is no other good copy.
+//!
+//! If `min_in_sync` stores are given up, if a member is tainted, or if the copy of a member that
+//! has answered is not good, what was acknowledged may be lost. Then the longest good copy
+//! continues as well, and the shard gets a record of the loss, for good.
 
 use std::collections::BTreeSet;
 
@@ -61,8 +64,9 @@ pub(super) fn without(
     if few && (!led_by_another || Planted::GivenUpNeverLed.is_in(terms.planted)) {
         return Some((leave(next, &gone, min), None));
     }
-    let is_fit = |(_, copy): &&(StoreId, CopyEnd)| !copy.unfit;
-    let &(store, copy) = known.copies.iter().filter(is_fit).max_by_key(|(_, copy)| copy.last)?;
+    let fit = known.copies.iter().filter(|(_, copy)| !copy.unfit);
+    let trusted = |store| !record.tainted.contains(&store);
+    let &(store, copy) = fit.max_by_key(|&&(store, copy)| (trusted(store), copy.last))?;
     let mut next = next;
     next.primary = StoreBoot { store, boot: Boot(0) };
     shard_record::insert(&mut next.isr, store);
@@ -70,7 +74,10 @@ pub(super) fn without(
     next = leave(next, &gone, min);
     next.tainted = next.isr.clone();
     shard_record::remove(&mut next.tainted, store);
-    let is_whole = few && !known.copies.iter().any(|(_, copy)| copy.damaged);
+    let is_bad = |(store, copy): &(StoreId, CopyEnd)| {
+        copy.damaged || copy.unfit && record.isr.contains(store)
+    };
+    let is_whole = few && record.tainted.is_empty() && !known.copies.iter().any(is_bad);
     let loss = || LossRecord {
         shard: next.shard(),
         epoch: next.epoch,

@@ -528,13 +528,21 @@ fn what_may_be_lost_is_recorded() {
     let damaged = with_copy(answer(B, 5, 8, &members), (5, 2), true);
     let (record, losses) = given_up(&[answer(A, 5, 8, &members), damaged.clone()], &[C]);
     assert_eq!((record.primary.store, losses), (A, 4));
-    // One that is still being filled has never been complete.
-    let mut filling = damaged.clone();
-    for copy in filling.shards.iter_mut().filter_map(|shard| shard.copy.as_mut()) {
-        copy.damaged = false;
+    // A member that is being filled was complete once; another store that is never was.
+    let filling = |store: u128| {
+        let mut answer = with_copy(answer(StoreId(store), 5, 8, &members), (5, 2), true);
+        let copies = answer.shards.iter_mut().filter_map(|shard| shard.copy.as_mut());
+        copies.for_each(|copy| copy.damaged = false);
+        answer
+    };
+    let b = with_copy(answer(B, 5, 8, &members), (5, 2), false);
+    for (store, answers, want) in [
+        ("a member", vec![answer(A, 5, 8, &members), filling(B.0)], 4),
+        ("another", vec![answer(A, 5, 8, &members), b, filling(4)], 0),
+    ] {
+        let (record, losses) = given_up(&answers, &[C]);
+        assert_eq!((record.primary.store, losses), (A, want), "{store}");
     }
-    let (record, losses) = given_up(&[answer(A, 5, 8, &members), filling], &[C]);
-    assert_eq!((record.primary.store, losses), (A, 0));
     let none = RecoveryRefusal::NoCopy { first: ShardId(0), shards: 4 };
     assert_eq!(plan(&[damaged], &terms(true, &[A, C], None)), Err(vec![none]));
 }
@@ -544,8 +552,33 @@ fn a_store_that_answers_is_not_given_up_and_one_that_is_not_named_is_not_recorde
     let answers = [answer(A, 5, 8, &[A, B]), answer(B, 5, 8, &[A, B])];
     let refused = plan(&answers, &terms(true, &[B], None));
     assert_eq!(refused, Err(vec![RecoveryRefusal::NotLost { store: B }]));
-    let recovered = plan(&answers, &terms(true, &[C], None)).unwrap();
-    assert_eq!(recovered, planned(&answers).unwrap());
+    let refused = plan(&answers, &terms(true, &[C], None));
+    assert_eq!(refused, Err(vec![RecoveryRefusal::NotNamed { store: C }]));
+}
+
+/// The copy of a tainted member lacks something, however long its log is.
+#[test]
+fn a_tainted_member_continues_only_at_last_and_with_a_loss() {
+    let tainted = |store, last| {
+        let mut answer = with_copy(answer(store, 5, 8, &[C, A, B]), last, false);
+        let records = answer.shards.iter_mut().filter_map(|shard| shard.record.as_mut());
+        records.for_each(|record| record.tainted = vec![B]);
+        answer
+    };
+    let answers = [tainted(A, (5, 7)), tainted(B, (5, 9))];
+    let (record, losses) = given_up(&answers, &[C]);
+    assert_eq!((record.primary.store, record.tainted, losses), (A, vec![B], 4));
+    let (record, losses) = given_up(&answers[1..], &[A, C]);
+    assert_eq!((record.primary.store, losses), (B, 4));
+}
+
+/// A shard that seems new may have been led by the store that is given up.
+#[test]
+fn a_shard_that_a_lost_store_may_have_led_is_not_new() {
+    let mut answer = answer(A, 1, 1, &[A, B]);
+    answer.shards[0].promised = Epoch(0);
+    let (record, _) = given_up(&[answer], &[B]);
+    assert_eq!(record.epoch, Epoch(2));
 }
 
 /// One of four stores is lost together with etcd. Returns the number of plans in which another one

@@ -1,6 +1,5 @@
 //! The wait of a start for an etcd that it may follow, and its answer meanwhile to a recovery of
-//! etcd
-//!  ([`engine::recovery_plan`]).
+//! etcd ([`engine::recovery_plan`]).
 //!
 //! After a loss of everything no process runs as a node: all of them wait here, and what the stores
 //! know is in their logs. So a start that waits listens and answers this one question.
@@ -36,6 +35,8 @@ use crate::start::open::OpenDisk;
 const ANSWER_AFTER: Duration = Duration::from_secs(1);
 /// The pause between two attempts.
 const TRY_EVERY: Duration = Duration::from_millis(100);
+/// The pause between two reads of all records of an etcd that is older than the store.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// The longest wait for the connections of such a start to close.
 const CLOSE_WITHIN: Duration = Duration::from_secs(1);
 /// The interval of log lines about an etcd that is older than the store.
@@ -125,7 +126,13 @@ async fn read_cluster(
                 Err(error) => return Err(ProcessExit::Failed(format!("etcd: {error}"))),
             },
         };
-        let Some(lacks) = lacks else { return Ok(meta) };
+        let Some(lacks) = lacks else {
+            // A promise may have been asked for during the read.
+            match meta.incarnation < promised.load(Ordering::Relaxed) {
+                true => continue,
+                false => return Ok(meta),
+            }
+        };
         health.not_ready("etcd-is-older");
         if Instant::now() >= log_at {
             log_at = Instant::now() + LOG_EVERY;
@@ -136,7 +143,7 @@ async fn read_cluster(
                  docs/runbooks.md"
             );
         }
-        sleep(TRY_EVERY).await;
+        sleep(LOOK_EVERY).await;
     }
 }
 

@@ -13,6 +13,7 @@ use engine::message::StoreKnowledge;
 use engine::node::RecoveredReplica;
 use engine::records::{Meta, Operator, StoreRecord, StoreStatus};
 use engine::recovery_plan::{RecoveredRecords, RecoveryTerms, UNUSED_EPOCHS, plan};
+use engine::shard_record::ShardRecord;
 use engine::store::log::Identity;
 
 use super::checker::Violation;
@@ -93,7 +94,10 @@ impl SimCluster {
             return self.core.after(ASK_EVERY, SimEvent::EtcdRebuild);
         }
         let from = Operator { at: TimeMs(self.core.now / 1_000), name: "sim".into() };
-        let without = self.core.plan.etcd_loss.given_up.into_iter().collect();
+        let records =
+            || answers.iter().flat_map(|it| &it.shards).filter_map(|it| it.record.as_ref());
+        let named = |store: &StoreId| records().any(|record| record.mentions(*store));
+        let without = self.core.plan.etcd_loss.given_up.filter(named).into_iter().collect();
         let planted = self.core.plan.planted;
         let unused_epochs = UNUSED_EPOCHS;
         let terms =
@@ -112,7 +116,13 @@ impl SimCluster {
             let known = answers.iter().flat_map(|answer| &answer.shards);
             known.filter(|known| known.shard == shard).map(|known| known.promised).max()
         };
-        if !recovered.losses.is_empty() {
+        // A copy that was not good before may have been the one that counts.
+        let known = || answers.iter().flat_map(|answer| &answer.shards);
+        let is_tainted = |record: &ShardRecord| !record.tainted.is_empty();
+        let good = known().all(|it| {
+            !it.copy.is_some_and(|copy| copy.unfit) && !it.record.as_ref().is_some_and(is_tainted)
+        });
+        if !recovered.losses.is_empty() && good {
             let detail = format!("one disk is lost, so nothing is: {:?}", recovered.losses);
             self.core.oracle.violations.push(Violation { promise: "etcd-rebuilt", detail });
         }
