@@ -111,7 +111,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<CommandExit> {
         }
     };
     for Unanswered { error, .. } in &table.unanswered {
-        note!("warning: no answer of {error}. What only this coordinator has seen is missing");
+        note!("warning: {error}: what only this coordinator has seen is missing");
     }
     if let Some(node) = &args.node
         && table.events.is_empty()

@@ -153,6 +153,11 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<CommandExit> {
         return Ok(CommandExit::Failed);
     };
     terms.promised = true;
+    note!(
+        "note: the nodes are asked to follow no etcd below incarnation {}. If this run ends early, \
+         run the command again, also if the old etcd is found: they do not follow it any more",
+        terms.incarnation
+    );
     let recovered = recover(&args, &metastore, term, &terms).await;
     election.resign().await;
     let recovered = match recovered? {
@@ -169,7 +174,7 @@ fn refused(refusals: &[RecoveryRefusal]) -> CommandExit {
     refusals.iter().for_each(|refusal| note!("- {refusal}"));
     note!(
         "Nothing was written to etcd. Start the nodes that are missing, and name all of them; give \
-         up a store whose disk is lost for good with --without UUID"
+         up a store whose disk is lost for good with --without UUID, and do not name its address"
     );
     CommandExit::Failed
 }
@@ -217,7 +222,7 @@ async fn recover(
         Err(refusals) => return Ok(Err(refusals)),
     };
     if !recovered.losses.is_empty() && !args.accept_loss {
-        bail!("a copy was damaged meanwhile: run the command again");
+        bail!("what the nodes know has changed meanwhile: run the command again");
     }
     for _ in 0..WRITE_ATTEMPTS {
         if metastore.write_recovered(term, &recovered).await? {
@@ -238,7 +243,12 @@ async fn obstacle(
     meta: &Meta,
     answers: &[StoreKnowledge],
 ) -> anyhow::Result<Option<String>> {
-    let Some(found) = metastore.get::<Meta>(&()).await? else { return Ok(None) };
+    let Some(found) = metastore.get::<Meta>(&()).await? else {
+        let others = metastore.other_names(meta.cluster).await?;
+        return Ok(others.first().map(|name| {
+            format!("etcd holds this cluster under another name: give `--cluster {name}`")
+        }));
+    };
     let listed = metastore.list::<ShardRecord>().await?.all;
     if found.record.cluster != meta.cluster {
         // A coordinator that has started on an empty etcd makes a new cluster at once. Without
@@ -264,12 +274,16 @@ async fn obstacle(
     Ok(current.then(|| "etcd is not older than what the stores know: nothing is lost".to_owned()))
 }
 
-/// Asks all nodes. One that does not answer is an error: every store must.
+/// Asks all nodes. Those that do not answer are an error: every store must.
 async fn ask_all(nodes: &[String], promise: u32) -> anyhow::Result<Vec<StoreKnowledge>> {
-    let mut answers = Vec::new();
+    let (mut answers, mut failed) = (Vec::new(), Vec::new());
     for node in nodes {
-        answers.push(ask(node, promise).await.with_context(|| format!("node {node}"))?);
+        match ask(node, promise).await {
+            Ok(answer) => answers.push(answer),
+            Err(why) => failed.push(format!("node {node}: {why:#}")),
+        }
     }
+    anyhow::ensure!(failed.is_empty(), "{}. Start what does not run", failed.join("; "));
     Ok(answers)
 }
 

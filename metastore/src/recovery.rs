@@ -13,6 +13,7 @@ use engine::records::{
 };
 use engine::recovery_plan::RecoveredRecords;
 use engine::shard_record::ShardRecord;
+use etcd_client::{GetOptions, KeyValue};
 
 use crate::{CasOutcome, CoordinatorRecord, DrainIntent, Error, EtcdRecord, Metastore, Txn};
 
@@ -83,6 +84,19 @@ impl Metastore {
             }
         }
         Ok(is_done(begun().create(&(), &recovered.meta).commit().await?))
+    }
+
+    /// Returns the names of the other clusters of this etcd that have this id.
+    pub async fn other_names(&self, cluster: u128) -> Result<Vec<String>, Error> {
+        let options = GetOptions::new().with_prefix();
+        let (reply, _) = self.range("list", "/dkc/".to_owned(), Some(options)).await?;
+        let name = |kv: &KeyValue| {
+            let (name, kind) = kv.key_str().ok()?.strip_prefix("/dkc/")?.split_once('/')?;
+            let is_meta = kind == Meta::FOLDER;
+            let meta = <Meta as EtcdRecord>::decode(kv.value()).ok().filter(|_| is_meta)?;
+            (meta.cluster == cluster).then(|| name.to_owned())
+        };
+        Ok(reply.kvs().iter().filter_map(name).collect())
     }
 
     async fn recovery_writes(
