@@ -33,6 +33,24 @@ impl CommandExit {
 #[error("{0}")]
 pub(crate) struct UsageError(pub(crate) String);
 
+/// The outcome of a change in etcd is unknown: a caller must not take it for a failure.
+#[derive(Debug, thiserror::Error)]
+#[error("the answer of etcd was lost and the outcome is unknown: run the command again")]
+pub(crate) struct UnknownOutcome;
+
+impl CommandExit {
+    /// The exit code of a command that ended with an error.
+    pub(crate) fn of_error(error: &anyhow::Error) -> Self {
+        if error.is::<UnknownOutcome>() {
+            Self::Unknown
+        } else if error.is::<UsageError>() {
+            Self::Usage
+        } else {
+            Self::Failed
+        }
+    }
+}
+
 impl From<CommandExit> for ExitCode {
     fn from(exit: CommandExit) -> Self {
         Self::from(exit as u8)

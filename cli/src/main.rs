@@ -8,12 +8,15 @@ mod args;
 mod backup_etcd;
 mod bench_command;
 mod check_config;
+mod clock;
 mod config;
+mod coordinators;
 mod count;
 mod counters;
 mod dev;
 mod doctor;
 mod etcd;
+mod events;
 mod exit;
 mod node;
 mod output;
@@ -33,7 +36,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use engine::records::Meta;
 
 use crate::config::{ConfigError, ParsedConfig, RoleArgs};
-use crate::exit::{CommandExit, UsageError};
+use crate::exit::CommandExit;
 use crate::output::note;
 
 // A role allocates many small values that live as long as a batch; glibc's allocator would not
@@ -75,6 +78,8 @@ enum Command {
     Node(node::Args),
     /// Show which copies and primaries move or wait, and why; or what a drain would move
     Plan(plan::Args),
+    /// Show what happened in the cluster: nodes, primaries, copies, and the reasons
+    Events(events::Args),
     /// Pause and resume the moves that only balance the load of nodes
     Rebalance(rebalance::Args),
     /// Verify all data on the disk of a node
@@ -139,6 +144,7 @@ fn main() -> ExitCode {
         Command::Doctor(args) => block_on(doctor::run(args)),
         Command::Node(args) => block_on(node::run(args)),
         Command::Plan(args) => block_on(plan::run(args)),
+        Command::Events(args) => block_on(events::run(args)),
         Command::Rebalance(args) => block_on(rebalance::run(args)),
         Command::Scrub(args) => block_on(scrub::run(args)),
         Command::Shards(args) => block_on(shards::run(args)),
@@ -153,7 +159,7 @@ fn main() -> ExitCode {
 fn end(ended: anyhow::Result<CommandExit>) -> ExitCode {
     let exit = ended.unwrap_or_else(|error| {
         note!("error: {error:#}");
-        if error.is::<UsageError>() { CommandExit::Usage } else { CommandExit::Failed }
+        CommandExit::of_error(&error)
     });
     exit.into()
 }

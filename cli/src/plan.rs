@@ -13,10 +13,10 @@ use engine::records::StoreRecord;
 use metastore::{CoordinatorRecord, Metastore};
 use process::ClusterOptions;
 use proto::wire;
-use proto::wire::operator_client::OperatorClient;
 use serde::Serialize;
 
-use crate::etcd::{cluster, connect, is_denoted_by};
+use crate::coordinators;
+use crate::etcd::{cluster, connect, store_named};
 use crate::exit::CommandExit;
 use crate::output::{self, note};
 
@@ -83,13 +83,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<CommandExit> {
     let stores = metastore.list::<StoreRecord>().await?.all;
     let drain = match &args.drain {
         None => None,
-        Some(node) => {
-            let found: Vec<_> = stores.iter().filter(|kept| is_denoted_by(kept, node)).collect();
-            let [store] = found[..] else {
-                return CommandExit::usage(format!("{node:?} denotes {} nodes", found.len()));
-            };
-            Some(store.id)
-        }
+        Some(node) => Some(store_named(&stores, node)?.id),
     };
     let reply = match ask(&metastore, wire::PlanQuery::new(meta.cluster, drain)).await {
         Ok(reply) => reply,
@@ -113,13 +107,7 @@ async fn ask(metastore: &Metastore, query: wire::PlanQuery) -> anyhow::Result<wi
     let leader = metastore.get::<CoordinatorRecord>(&()).await?;
     let leader = leader.context("no coordinator is leader, and the leader plans: start one")?;
     let address = leader.record.address;
-    let asked = async {
-        let endpoint = process::endpoint(&address, PINGS)?;
-        let mut client = proto::limited!(OperatorClient::new(endpoint.connect().await?));
-        anyhow::Ok(client.plan(query).await?.into_inner())
-    };
-    let answer = tokio::time::timeout(ANSWER_WITHIN, asked).await;
-    answer.context("no answer in time")?.with_context(|| format!("coordinator {address}"))
+    coordinators::ask(&address, ANSWER_WITHIN, PINGS, async |client| client.plan(query).await).await
 }
 
 /// A query lasts less than a connection that has gone silent.

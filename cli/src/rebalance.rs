@@ -3,14 +3,13 @@
 //! The pause is an intent in etcd, which the leading coordinator obeys until it is removed. Lost
 //! copies are replaced and nodes are drained meanwhile, and moves that have begun are ended.
 
-use anyhow::bail;
 use engine::records::PauseIntent;
 use metastore::{CasOutcome, Metastore};
 use process::ClusterOptions;
 use serde::Serialize;
 
 use crate::etcd::{cluster, connect, operator};
-use crate::exit::CommandExit;
+use crate::exit::{CommandExit, UnknownOutcome};
 use crate::output;
 
 /// Options of `dkc rebalance`.
@@ -69,9 +68,7 @@ async fn resume(metastore: &Metastore) -> anyhow::Result<()> {
 fn settled(outcome: CasOutcome) -> anyhow::Result<()> {
     match outcome {
         CasOutcome::Done { .. } | CasOutcome::Failed => Ok(()),
-        CasOutcome::Unknown => {
-            bail!("the answer of etcd was lost and the outcome is unknown: run the command again")
-        }
+        CasOutcome::Unknown => Err(UnknownOutcome.into()),
     }
 }
 

@@ -4,14 +4,20 @@
 //! stores twice: first whether a plan is possible, then for the promise to follow no etcd but the
 //! new one. Between promise and records nothing may be lost, so what was interrupted can be
 //! repeated.
+//!
+//! A store whose disk is lost for good is given up with `--without`. What that may cost is decided
+//! in `engine::recovery_plan::given_up`; a loss has to be accepted.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use engine::ids::StoreId;
 use engine::message::{NodeQuery, NodeQueryReply, StoreKnowledge};
 use engine::records::Meta;
 use engine::recovery_plan::{
-    RecoveredRecords, RecoveryRefusal, newer_than_etcd, next_incarnation, plan,
+    RecoveredRecords, RecoveryRefusal, RecoveryTerms, UNUSED_EPOCHS, newer_than_etcd,
+    next_incarnation, plan,
 };
 use engine::shard_record::ShardRecord;
 use metastore::{
@@ -21,7 +27,7 @@ use process::ClusterOptions;
 use serde::Serialize;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::etcd::connect;
+use crate::etcd::{connect, operator};
 use crate::exit::CommandExit;
 use crate::output::{self, note};
 
@@ -45,6 +51,13 @@ pub(crate) struct Args {
     /// Addresses of all storage nodes, running or waiting for etcd (their --listen or --advertise)
     #[arg(required = true, value_name = "NODE-ADDRESS")]
     nodes: Vec<String>,
+    /// Give up a store whose disk is lost for good, by the uuid in the refusal without it. No
+    /// process of it may run. All other nodes have to be named. May be repeated
+    #[arg(long, value_name = "UUID", value_parser = store_id)]
+    without: Vec<StoreId>,
+    /// Accept that increments which only the stores given up have are lost for good
+    #[arg(long, requires = "without")]
+    accept_loss: bool,
     /// Ask the nodes and show whether etcd can be recovered; change nothing
     #[arg(long)]
     dry_run: bool,
@@ -62,6 +75,8 @@ struct RecoveryReport {
     incarnation: u32,
     stores: Vec<String>,
     shards: usize,
+    /// The shards that may lack acknowledged increments.
+    lossy: Vec<u16>,
     written: bool,
 }
 
@@ -73,22 +88,27 @@ impl RecoveryReport {
             incarnation: recovered.meta.incarnation,
             stores: names.collect(),
             shards: recovered.shards.len(),
+            lossy: recovered.losses.iter().map(|loss| loss.shard.0).collect(),
             written,
         }
     }
 
     fn sentence(&self) -> String {
-        let Self { cluster, incarnation, stores, shards, written } = self;
+        let Self { cluster, incarnation, stores, shards, lossy, written } = self;
         let stores = stores.join(", ");
+        let lossy = match lossy.len() {
+            0 => String::new(),
+            lossy => format!(", of which {lossy} may lack acknowledged increments"),
+        };
         match written {
             true => format!(
                 "etcd is written: cluster {cluster}, incarnation {incarnation}, stores {stores}, \
-                 {shards} shards. Start the coordinators, and restart the storage nodes, then the \
-                 gateways"
+                 {shards} shards{lossy}. Start the coordinators, and restart the storage nodes, \
+                 then the gateways"
             ),
             false => format!(
-                "etcd can be recovered: cluster {cluster}, stores {stores}, {shards} shards. \
-                 Nothing was changed"
+                "etcd can be recovered: cluster {cluster}, stores {stores}, {shards} \
+                 shards{lossy}. Nothing was changed"
             ),
         }
     }
@@ -98,11 +118,21 @@ impl RecoveryReport {
 pub(crate) async fn run(args: Args) -> anyhow::Result<CommandExit> {
     let metastore = connect(&args.etcd).await?;
     let answers = ask_all(&args.nodes, 0).await?;
-    let incarnation = next_incarnation(&answers);
-    let first = match plan(&answers, incarnation, false, None) {
+    let mut terms = RecoveryTerms {
+        incarnation: next_incarnation(&answers),
+        promised: false,
+        without: args.without.iter().copied().collect::<BTreeSet<_>>(),
+        from: operator(),
+        unused_epochs: UNUSED_EPOCHS,
+        planted: None,
+    };
+    let first = match plan(&answers, &terms) {
         Ok(first) => first,
         Err(refusals) => return Ok(refused(&refusals)),
     };
+    if !(first.losses.is_empty() || args.accept_loss || args.dry_run) {
+        return Ok(loss_not_accepted(&first));
+    }
     if let Some(obstacle) = obstacle(&metastore, &first.meta, &answers).await? {
         note!("error: {obstacle}. Nothing was changed");
         return Ok(CommandExit::Failed);
@@ -122,7 +152,8 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<CommandExit> {
         );
         return Ok(CommandExit::Failed);
     };
-    let recovered = recover(&args.nodes, &metastore, term, incarnation).await;
+    terms.promised = true;
+    let recovered = recover(&args, &metastore, term, &terms).await;
     election.resign().await;
     let recovered = match recovered? {
         Ok(recovered) => recovered,
@@ -136,8 +167,29 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<CommandExit> {
 fn refused(refusals: &[RecoveryRefusal]) -> CommandExit {
     note!("error: etcd cannot be recovered from these nodes:");
     refusals.iter().for_each(|refusal| note!("- {refusal}"));
-    note!("Nothing was written to etcd. Start the nodes that are missing, and name all of them");
+    note!(
+        "Nothing was written to etcd. Start the nodes that are missing, and name all of them; give \
+         up a store whose disk is lost for good with --without UUID"
+    );
     CommandExit::Failed
+}
+
+fn loss_not_accepted(planned: &RecoveredRecords) -> CommandExit {
+    let shards: Vec<_> = planned.losses.iter().map(|loss| loss.shard.to_string()).collect();
+    note!(
+        "error: without these stores {} shards may lack acknowledged increments: {}. If the stores \
+         are lost for good, run the command again with --accept-loss. Nothing was changed",
+        shards.len(),
+        shards.join(", ")
+    );
+    CommandExit::Failed
+}
+
+/// Parses a uuid as `StoreId` prints it.
+fn store_id(text: &str) -> Result<StoreId, String> {
+    let store = u128::from_str_radix(text, 16).map(StoreId).map_err(|error| error.to_string())?;
+    let is_uuid = store.to_string() == text;
+    is_uuid.then_some(store).ok_or_else(|| "a uuid has 32 hex digits in lower case".to_owned())
 }
 
 /// Becomes the only one who writes as a coordinator. Returns the term.
@@ -154,16 +206,19 @@ async fn lead(election: &mut Election) -> Option<u64> {
 
 /// Asks for the promise of the new incarnation, and writes the records.
 async fn recover(
-    nodes: &[String],
+    args: &Args,
     metastore: &Metastore,
     term: u64,
-    incarnation: u32,
+    terms: &RecoveryTerms,
 ) -> anyhow::Result<Result<RecoveredRecords, Vec<RecoveryRefusal>>> {
-    let answers = promise_all(nodes, incarnation).await?;
-    let recovered = match plan(&answers, incarnation, true, None) {
+    let answers = promise_all(&args.nodes, terms.incarnation).await?;
+    let recovered = match plan(&answers, terms) {
         Ok(recovered) => recovered,
         Err(refusals) => return Ok(Err(refusals)),
     };
+    if !recovered.losses.is_empty() && !args.accept_loss {
+        bail!("a copy was damaged meanwhile: run the command again");
+    }
     for _ in 0..WRITE_ATTEMPTS {
         if metastore.write_recovered(term, &recovered).await? {
             return Ok(Ok(recovered));

@@ -11,6 +11,7 @@ mod http;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::mpsc;
@@ -66,7 +67,7 @@ fn serve(address: &str, status: u16, body: &str) -> ExitCode {
 }
 
 fn run_tests(filter: &str) -> ExitCode {
-    let tests: [(&str, fn()); 6] = [
+    let tests: [(&str, fn()); 8] = [
         ("starts_prints_ready_and_stops", starts_prints_ready_and_stops),
         (
             "the_dead_stay_dead_and_the_restarted_are_adopted",
@@ -76,6 +77,8 @@ fn run_tests(filter: &str) -> ExitCode {
         ("resumes_as_the_same_cluster", resumes_as_the_same_cluster),
         ("nothing_outlives_a_killed_supervisor", nothing_outlives_a_killed_supervisor),
         ("rejects_invalid_settings", rejects_invalid_settings),
+        ("nodes_are_added_and_removed_for_good", nodes_are_added_and_removed_for_good),
+        ("commands_without_a_cluster_say_what_to_do", commands_without_a_cluster_say_what_to_do),
     ];
     let mut stdout = std::io::stdout();
     let mut passed = 0;
@@ -308,6 +311,79 @@ fn nothing_outlives_a_killed_supervisor() {
     assert_eq!(pids.len(), 6);
     kill("-KILL", u64::from(dev.child.id()));
     within(STOP_WITHIN, "all processes end", || pids.iter().all(|(_, pid)| !is_alive(*pid)));
+}
+
+/// The part of `dkc dev add-node` and `remove-node` that the running `dkc dev` does. (The rest needs
+/// a real cluster.)
+fn nodes_are_added_and_removed_for_good() {
+    let folder = folder("nodes");
+    let flags = ["--http", "127.0.0.1:0", "--nodes", "2", "--respawn"];
+    let mut dev = Dev::start(&folder, &flags);
+    let ready = dev.ready();
+    let ask = |request: &str| -> Value {
+        let mut stream = UnixStream::connect(folder.join("dev.sock")).unwrap();
+        stream.write_all(format!("{request}\n").as_bytes()).unwrap();
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line).unwrap();
+        serde_json::from_str(&line).unwrap()
+    };
+    let added = ask(r#"{"add": {"count": 2}}"#);
+    let nodes = added["nodes"]["nodes"].as_array().unwrap();
+    assert_eq!((&nodes[0]["name"], &nodes[1]["name"]), (&"node-3".into(), &"node-4".into()));
+    assert_eq!(nodes[0]["pid"].as_u64(), dev.pid("node-3"));
+    assert_eq!(added["nodes"]["cluster"]["nodes"], 4);
+    assert!(
+        ask(r#"{"stop": {"name": "node-9"}}"#)["refused"]["why"]
+            .as_str()
+            .is_some_and(|why| why.contains("it has node-1 node-2 node-3 node-4"))
+    );
+    assert!(ask("nonsense")["refused"]["why"].as_str().is_some());
+
+    let forget = r#"{"forget": {"name": "node-3"}}"#;
+    assert!(ask(forget)["refused"]["why"].as_str().is_some_and(|why| why.contains("still runs")));
+    ask(r#"{"stop": {"name": "node-3"}}"#);
+    within(SOON, "the node stops", || dev.pid("node-3").is_none());
+    // The others are started again, and this one is not.
+    let before = dev.pid("node-4").unwrap();
+    kill("-KILL", before);
+    within(SOON * 2, "another process has its place", || {
+        dev.pid("node-4").is_some_and(|pid| pid != before)
+    });
+    assert_eq!(dev.pid("node-3"), None);
+    assert_eq!(ask(forget)["nodes"]["cluster"]["nodes"], 3);
+    assert!(!dev.file().to_string().contains("node-3"), "{}", dev.file());
+    assert_eq!(dev.stop("-TERM").0, Some(0));
+    assert!(!folder.join("dev.sock").exists());
+
+    let mut dev = Dev::start(&folder, &[]);
+    assert_eq!(dev.ready(), ready);
+    let names: Vec<_> = dev.pids().into_iter().map(|(name, _)| name).collect();
+    let want = ["etcd", "coordinator-1", "node-1", "node-2", "node-4", "gateway-1"];
+    assert_eq!(names, want);
+    assert_eq!(dev.stop("-TERM").0, Some(0));
+}
+
+fn commands_without_a_cluster_say_what_to_do() {
+    #[track_caller]
+    fn check(args: &[&str], folder: &Path, want: &str) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_dkc"));
+        let output = command.arg("dev").args(args).arg("--data").arg(folder).output().unwrap();
+        let printed = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {printed}");
+        assert!(printed.contains(want), "{args:?}: {want:?} is not in {printed}");
+    }
+    let none = folder("none");
+    check(&["add-node"], &none, "name the folder of a running dkc dev");
+    fs::create_dir_all(&none).unwrap();
+    check(&["add-node", "--count", "2"], &none, "start it with `dkc dev --data");
+    check(&["remove-node", "node-1"], &none, "start it with `dkc dev --data");
+    check(&["remove-node"], &none, "<NAME>");
+    check(&["add-node", "--count", "0"], &none, "1..=99");
+
+    let mut dev = Dev::start(&folder("some"), &["--http", "127.0.0.1:0", "--nodes", "1"]);
+    dev.ready();
+    check(&["remove-node", "node-2"], &dev.folder, "it has node-1");
+    assert_eq!(dev.stop("-TERM").0, Some(0));
 }
 
 fn rejects_invalid_settings() {

@@ -17,6 +17,7 @@ use tracing::{info, warn};
 use crate::Options;
 use crate::decision_log::log_decisions;
 use crate::etcd::{DriverMessage, EtcdHandle};
+use crate::events::EventPublisher;
 use crate::metrics::Gauges;
 use crate::node_directory::NodeDirectory;
 use crate::nodes::{Nodes, QueryTarget};
@@ -26,6 +27,7 @@ pub(crate) struct Driver {
     pub(crate) options: Options,
     pub(crate) coordinator: Coordinator,
     pub(crate) etcd: EtcdHandle,
+    pub(crate) events: EventPublisher,
     pub(crate) nodes: Nodes,
     pub(crate) health: Health,
     pub(crate) gauges: Gauges,
@@ -125,6 +127,7 @@ impl Driver {
     }
 
     fn on_leadership_change(&mut self, change: LeadershipChange) -> Result<(), DriverExit> {
+        self.events.on_election(&change);
         match change {
             LeadershipChange::Leading { term } => {
                 info!(term, "elected");
@@ -156,6 +159,17 @@ impl Driver {
                 drop(reply.send(view));
                 Ok(())
             }
+            DriverMessage::Records(list) => {
+                self.events.on_list(list);
+                Ok(())
+            }
+            DriverMessage::Events(request) => {
+                let cluster = self.state.directory.meta.as_ref().map(|meta| meta.cluster);
+                let reply = cluster.map(|cluster| (cluster, self.events.reply(request.seen)));
+                // The client may have gone.
+                drop(request.reply.send(reply));
+                Ok(())
+            }
             DriverMessage::WentBack => Err(DriverExit::WentBack),
         }
     }
@@ -163,6 +177,9 @@ impl Driver {
     /// Handles one event, and performs the effects that follow from it.
     fn handle(&mut self, event: Event) -> Result<(), DriverExit> {
         self.state.directory.update(&event);
+        if let Event::Changed { revision, change } = &event {
+            self.events.on_change(*revision, change);
+        }
         if let Some(meta) = &self.state.directory.meta
             && let Some(difference) = self.options.difference(meta)
         {
@@ -174,6 +191,7 @@ impl Driver {
         for effect in effects {
             self.perform(effect, &mut decisions)?;
         }
+        self.events.on_decisions(&decisions);
         log_decisions(decisions, &self.state.directory, &self.gauges);
         self.gauges.moves(&self.coordinator.moves().unwrap_or_default());
         self.publish_status();

@@ -7,6 +7,7 @@
 
 use std::time::Duration;
 
+use engine::coordinator::events::RecordList;
 use engine::coordinator::planner::PlanView;
 use engine::coordinator::{
     self, AcceptedLoss, Event, Listing, MovesStatus, RecordChange, StoreRemoval, Writes,
@@ -20,6 +21,7 @@ use metastore::{
     CoordinatorRecord, DrainIntent, Error, EtcdRecord, Followed, Listed, Metastore, Txn, Watch,
     WatchChange, WatchEvent, WatchSettings,
 };
+use proto::wire;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info, warn};
 
@@ -38,8 +40,21 @@ pub(crate) enum DriverMessage {
     /// A request for the planner's inputs and the progress of moves, and where to send them: `None`
     /// from a standby.
     Plan(oneshot::Sender<Option<(PlanView, MovesStatus)>>),
+    /// All records of one kind, for the events: a watch begins, or begins again.
+    Records(RecordList),
+    /// A request for the latest events, and where to send them.
+    Events(EventsRequest),
     /// etcd's history is shorter than it was.
     WentBack,
+}
+
+/// A request for the latest events.
+#[derive(Debug)]
+pub(crate) struct EventsRequest {
+    /// The instance and the last number that the client has seen.
+    pub(crate) seen: (u64, u64),
+    /// The receiver of the cluster and the reply: `None` while no cluster is known.
+    pub(crate) reply: oneshot::Sender<Option<(u128, wire::EventsReply)>>,
 }
 
 /// The interval of the checks whether etcd replies and accepts writes.
@@ -142,21 +157,32 @@ impl EtcdHandle {
         let mut pauses = self.metastore.watch::<PauseIntent>(settings());
         let pause = |(), one| RecordChange::Pause(one);
         let drain = |store, one: Option<_>| RecordChange::Drain(store, one.map(without_value));
+        // The event log needs lists of these kinds, too; the state machine only changes.
+        let of_shards = |all: Vec<(_, _)>| all.into_iter().map(|(_, one)| one).collect();
+        let shard_list = |all| Some(RecordList::Shards(of_shards(all)));
+        let pause_list =
+            |all: Vec<(_, _)>| Some(RecordList::Pause(all.into_iter().next().map(|(_, one)| one)));
+        let store_list = |all| Some(RecordList::Stores(all));
+        let node_list = |all| Some(RecordList::Nodes(all));
+        let promote_list = |all| Some(RecordList::Promotes(all));
+        let remove_list = |all| Some(RecordList::Removes(all));
         loop {
-            let message = tokio::select! {
-                message = next_meta(&mut metas) => message,
-                message = next(&mut stores, RecordChange::Store) => message,
-                message = next(&mut names, RecordChange::Name) => message,
-                message = next(&mut nodes, RecordChange::Node) => message,
-                message = next(&mut shards, RecordChange::Shard) => message,
-                message = next(&mut drains, drain) => message,
-                message = next(&mut promotes, RecordChange::Promote) => message,
-                message = next(&mut removes, RecordChange::Remove) => message,
-                message = next(&mut pauses, pause) => message,
+            let messages = tokio::select! {
+                message = next_meta(&mut metas) => vec![message],
+                all = next(&mut stores, RecordChange::Store, store_list) => all,
+                all = next(&mut names, RecordChange::Name, |_| None) => all,
+                all = next(&mut nodes, RecordChange::Node, node_list) => all,
+                all = next(&mut shards, RecordChange::Shard, shard_list) => all,
+                all = next(&mut drains, drain, |_| None) => all,
+                all = next(&mut promotes, RecordChange::Promote, promote_list) => all,
+                all = next(&mut removes, RecordChange::Remove, remove_list) => all,
+                all = next(&mut pauses, pause, pause_list) => all,
             };
-            let ends = matches!(message, DriverMessage::WentBack);
-            if self.messages.send(message).await.is_err() || ends {
-                return std::future::pending().await;
+            for message in messages {
+                let ends = matches!(message, DriverMessage::WentBack);
+                if self.messages.send(message).await.is_err() || ends {
+                    return std::future::pending().await;
+                }
             }
         }
     }
@@ -251,24 +277,29 @@ fn by_id<R: EtcdRecord>(listed: Listed<R>) -> Vec<(R::Id, coordinator::AtRevisio
     listed.all.into_iter().map(|one| (one.id.clone(), at_revision(one))).collect()
 }
 
-/// Waits for the next event of one watch, and converts it for the state machine.
+/// Waits for the next event of one watch, and converts it for the state machine. A list is also
+/// converted for the event log, if `list` does so.
 async fn next<R: EtcdRecord>(
     watch: &mut Watch<R>,
     change: impl Fn(R::Id, Option<coordinator::AtRevision<R>>) -> RecordChange,
-) -> DriverMessage {
+    list: impl Fn(Vec<(R::Id, coordinator::AtRevision<R>)>) -> Option<RecordList>,
+) -> Vec<DriverMessage> {
     let (revision, change) = match watch.next().await {
         // A record may have been deleted meanwhile, which no list shows: the state machine has all
         // records read again.
-        Some(WatchEvent::All(_)) => return DriverMessage::Event(Event::WatchBroke),
+        Some(WatchEvent::All(listed)) => {
+            let all = list(by_id(listed)).map(DriverMessage::Records);
+            return all.into_iter().chain([DriverMessage::Event(Event::WatchBroke)]).collect();
+        }
         Some(WatchEvent::Change(WatchChange::Changed(one))) => {
             (one.modified, change(one.id.clone(), Some(at_revision(one))))
         }
         Some(WatchEvent::Change(WatchChange::Deleted { id, revision })) => {
             (revision, change(id, None))
         }
-        Some(WatchEvent::WentBack(_)) | None => return DriverMessage::WentBack,
+        Some(WatchEvent::WentBack(_)) | None => return vec![DriverMessage::WentBack],
     };
-    DriverMessage::Event(Event::Changed { revision, change })
+    vec![DriverMessage::Event(Event::Changed { revision, change })]
 }
 
 /// Waits for the next event of the watch of the cluster's settings. They are never deleted, so a

@@ -16,11 +16,12 @@
 mod decision_log;
 mod driver;
 mod etcd;
+mod events;
 mod metrics;
 mod node_directory;
 mod nodes;
+mod operators;
 mod options;
-mod plans;
 mod reports;
 mod service;
 

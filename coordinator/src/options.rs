@@ -18,6 +18,8 @@ const REPLICAS_MAX: i64 = 15;
 const WINDOW_S_MIN: i64 = 10;
 /// A thousandth of the default: with less, hardly any request gets a record.
 const BYTES_MIN: u64 = 8 << 20;
+/// A dozen events at least; all of them fit into one gRPC message.
+const EVENT_BYTES: std::ops::RangeInclusive<u64> = 4 << 10..=8 << 20;
 /// A week; each record occupies space for three windows.
 const WINDOW_S_MAX: i64 = 604_800;
 
@@ -91,6 +93,15 @@ pub struct Options {
         value_parser = clap::value_parser!(u32).range(1..)
     )]
     pub stalled_after: u32,
+    /// Bytes of memory for the latest events, which `dkc events` shows
+    #[arg(
+        long,
+        env = "DKC_EVENT_BYTES",
+        value_name = "BYTES",
+        default_value_t = 1 << 20,
+        value_parser = clap::value_parser!(u64).range(EVENT_BYTES)
+    )]
+    pub event_bytes: u64,
 }
 
 impl Options {
@@ -179,6 +190,8 @@ mod tests {
         refused("--replicas 3 --expect-nodes 2", "--expect-nodes 2");
         refused("--min-in-sync 0", "--min-in-sync");
         refused("--lease-ttl 0", "--lease-ttl");
+        refused("--event-bytes 4095", "--event-bytes");
+        refused("--event-bytes 8388609", "--event-bytes");
         refused("--idempotency-window 9", "--idempotency-window");
         refused("--idempotency-window 604801", "--idempotency-window");
         refused("--etcd ,", "--etcd");

@@ -16,9 +16,10 @@ use tracing::{error, info};
 use crate::Options;
 use crate::driver::{Driver, DriverState};
 use crate::etcd::EtcdHandle;
+use crate::events::EventPublisher;
 use crate::metrics::Gauges;
 use crate::nodes::Nodes;
-use crate::plans::PlanService;
+use crate::operators::OperatorService;
 use crate::reports::ReportService;
 
 /// The capacity of the queue of messages to the driver.
@@ -61,13 +62,14 @@ pub async fn serve(options: Options, stop: impl Future<Output = ()>) -> Result<(
     let own = [operator_server::SERVICE_NAME, reports_server::SERVICE_NAME];
     let common = telemetry::grpc(&health, proto::DESCRIPTORS, &own).await;
     let common = common.map_err(|error| ProcessExit::Failed(format!("reflection: {error}")))?;
-    let plans = PlanService::new(messages.clone(), led_cluster_now.clone());
-    let plans = proto::limited!(OperatorServer::new(plans));
+    let operators = OperatorService::new(messages.clone(), led_cluster_now.clone());
+    let operators = proto::limited!(OperatorServer::new(operators));
     let reports = ReportService::new(messages.clone(), led_cluster_now);
     let reports = proto::limited!(ReportsServer::new(reports));
     let incoming = connections.incoming(listener);
     beside.spawn(tasks.forever("serving --listen", async move {
-        let server = Server::builder().add_routes(common).add_service(reports).add_service(plans);
+        let server =
+            Server::builder().add_routes(common).add_service(reports).add_service(operators);
         if let Err(error) = server.serve_with_incoming(incoming).await {
             error!(%error, "gRPC server failed, reports are no longer received");
         }
@@ -88,6 +90,7 @@ pub async fn serve(options: Options, stop: impl Future<Output = ()>) -> Result<(
     info!(address, cluster = options.cluster.cluster, "entered the election");
     let driver = Driver {
         coordinator: Coordinator::new(options.settings(fastrand::u128(1..))),
+        events: EventPublisher::new(&options),
         options,
         etcd,
         nodes: Nodes::new(messages, tasks.clone()),

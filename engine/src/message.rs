@@ -612,6 +612,19 @@ pub struct ShardKnowledge {
     pub promised: Epoch,
     /// The newest record of etcd that it has seen.
     pub record: Option<ShardRecord>,
+    /// The durable end of its copy; `None`: it holds none.
+    pub copy: Option<CopyEnd>,
+}
+
+/// The durable end of a copy.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct CopyEnd {
+    /// Epoch and seq of the last entry.
+    pub last: (Epoch, Seq),
+    /// The copy is not good, as in [`ShardEnd::unfit`].
+    pub unfit: bool,
+    /// The copy is stopped: it may have lost what it once held. One that is being filled is not.
+    pub damaged: bool,
 }
 
 /// The state of one replica, for the status page.

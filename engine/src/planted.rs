@@ -224,6 +224,9 @@ bugs! {
     SendsToParentForgotten,
     /// A recovered record has the epoch of the newest known record, whatever was promised since.
     PromisesNotRecovered,
+    /// A recovery of etcd without a lost store takes the newest known record although that store
+    /// may have led after it.
+    GivenUpNeverLed,
     /// A driver lets a load begin after later events: it reads a later state.
     LoadBeginsLate,
     /// A driver lets messages of one connection overtake each other.

@@ -18,18 +18,43 @@
 //! record, by 1: R is not the newest known one. And what it does after it answered is excluded by
 //! 3.
 //!
-//! A store that is gone for good stops the recovery as long as a newest known record names it.
+//! A store that is gone for good stops the recovery as long as a newest known record names it,
+//! unless an operator gives it up: [`given_up`].
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use crate::batcher::shard_map::ranges;
-use crate::ids::{Boot, Epoch, ShardId, Slots, StoreBoot, StoreId, Version};
-use crate::message::StoreKnowledge;
+use crate::ids::{Boot, Epoch, ShardId, StoreBoot, StoreId, Version};
+use crate::message::{CopyEnd, StoreKnowledge};
 use crate::planted::Planted;
-use crate::records::{Meta, StoreRecord, StoreStatus};
+use crate::records::{LossRecord, Meta, Operator, StoreRecord, StoreStatus};
 use crate::shard_record::ShardRecord;
+
+mod cover;
+pub mod given_up;
+
+/// The unused epochs of a recovery in production: more than there can be failovers of a shard of
+/// which no store that answers knows anything.
+pub const UNUSED_EPOCHS: u64 = 1_000_000;
+
+/// The terms of a recovery, besides the answers of the stores.
+#[derive(Clone, Debug)]
+pub struct RecoveryTerms {
+    /// The incarnation of the new etcd.
+    pub incarnation: u32,
+    /// The stores were asked to promise it. Before that a plan only shows what is missing.
+    pub promised: bool,
+    /// The stores that are lost for good, as the operator knows.
+    pub without: BTreeSet<StoreId>,
+    /// The operator.
+    pub from: Operator,
+    /// The number of epochs above the highest known one that stay unused: the lost etcd may have
+    /// given them to processes that ended before they or a follower had made that durable.
+    pub unused_epochs: u64,
+    /// A bug for the tests of the tests; `None` in production.
+    pub planted: Option<Planted>,
+}
 
 /// The records of a recovered etcd.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -40,6 +65,8 @@ pub struct RecoveredRecords {
     pub stores: Vec<(StoreId, StoreRecord)>,
     /// The records of all shards.
     pub shards: Vec<ShardRecord>,
+    /// The shards that may lack what was acknowledged, because stores were given up.
+    pub losses: Vec<LossRecord>,
 }
 
 /// A reason why etcd can't be recovered from these answers.
@@ -81,6 +108,18 @@ pub enum RecoveryRefusal {
     },
     /// No store that has answered knows these shards.
     UnknownShards {
+        /// The first of the shards.
+        first: ShardId,
+        /// The number of the shards.
+        shards: usize,
+    },
+    /// A store that is to be given up has answered.
+    NotLost {
+        /// The store.
+        store: StoreId,
+    },
+    /// Without the stores that are to be given up there is no copy of these shards that may lead.
+    NoCopy {
         /// The first of the shards.
         first: ShardId,
         /// The number of the shards.
@@ -129,6 +168,14 @@ impl fmt::Display for RecoveryRefusal {
             Self::UnknownShards { first, shards } => {
                 write!(f, "no store that has answered knows {shards} shards, the first is {first}")
             }
+            Self::NotLost { store } => {
+                write!(f, "store {store} has answered, so it is not lost: leave --without out")
+            }
+            Self::NoCopy { first, shards } => write!(
+                f,
+                "no store that has answered has a good copy of {shards} shards, the first is \
+                 {first}"
+            ),
             Self::MissingStore { store, first, shards } => write!(
                 f,
                 "store {store} has not answered: it is a member or a learner of {shards} shards, \
@@ -145,14 +192,12 @@ pub fn next_incarnation(answers: &[StoreKnowledge]) -> u32 {
     newest.unwrap_or(0).saturating_add(1)
 }
 
-/// Returns the records of an etcd of this incarnation, or all reasons against it. Before the stores
-/// were asked to promise it, `promised` is false: then the plan only shows what is missing.
+/// Returns the records of an etcd on these terms, or all reasons against it.
 pub fn plan(
     answers: &[StoreKnowledge],
-    incarnation: u32,
-    promised: bool,
-    planted: Option<Planted>,
+    terms: &RecoveryTerms,
 ) -> Result<RecoveredRecords, Vec<RecoveryRefusal>> {
+    let (incarnation, promised) = (terms.incarnation, terms.promised);
     let known = answers.iter().filter_map(|answer| Some((answer, answer.etcd.as_ref()?)));
     let Some(meta) = known.clone().map(|(_, etcd)| etcd.meta.clone()).next() else {
         return Err(vec![RecoveryRefusal::NoStores]);
@@ -181,11 +226,18 @@ pub fn plan(
             refusals.push(RecoveryRefusal::SameStore { store });
         }
     }
-    let shards = recover_shards(answers, &meta, &stores, &mut refusals, planted);
-    match refusals.is_empty() {
-        true => Ok(RecoveredRecords { meta, stores: stores.into_iter().collect(), shards }),
-        false => Err(refusals),
+    for &store in terms.without.iter().filter(|store| stores.contains_key(store)) {
+        refusals.push(RecoveryRefusal::NotLost { store });
     }
+    let shards = ShardPlanner { terms, meta: &meta, stores: &stores };
+    let (shards, losses) = shards.recover(answers, &mut refusals);
+    if !refusals.is_empty() {
+        return Err(refusals);
+    }
+    let named = |store: &&StoreId| shards.iter().any(|record| record.mentions(**store));
+    let gone = terms.without.iter().filter(named);
+    stores.extend(gone.map(|&store| (store, given_up::record_of(store))));
+    Ok(RecoveredRecords { meta, stores: stores.into_iter().collect(), shards, losses })
 }
 
 /// A store that is suspect stays so. An operator who was draining it has to ask again.
@@ -197,17 +249,106 @@ fn recovered_store(record: &StoreRecord) -> StoreRecord {
     StoreRecord { status, ..record.clone() }
 }
 
-fn recover_shards(
-    answers: &[StoreKnowledge],
-    meta: &Meta,
-    stores: &BTreeMap<StoreId, StoreRecord>,
+/// The shards of a recovery.
+struct ShardPlanner<'a> {
+    terms: &'a RecoveryTerms,
+    meta: &'a Meta,
+    /// The stores that have answered.
+    stores: &'a BTreeMap<StoreId, StoreRecord>,
+}
+
+impl ShardPlanner<'_> {
+    fn recover(
+        &self,
+        answers: &[StoreKnowledge],
+        refusals: &mut Vec<RecoveryRefusal>,
+    ) -> (Vec<ShardRecord>, Vec<LossRecord>) {
+        let known = newest_known(answers, refusals);
+        let (covered, unknown) = cover::cover(self, known);
+        let mut without_copy = Vec::new();
+        let mut missing: BTreeMap<StoreId, Vec<ShardId>> = BTreeMap::new();
+        let (mut recovered, mut losses) = (Vec::new(), Vec::new());
+        for (record, known) in covered {
+            let shard = record.shard();
+            for store in self.missing(&record) {
+                missing.entry(store).or_default().push(shard);
+            }
+            let next = self.continued(&record, known.promised);
+            match given_up::without(self, &record, next, &known) {
+                Some((next, loss)) => {
+                    recovered.push(next);
+                    losses.extend(loss);
+                }
+                None => without_copy.push(shard),
+            }
+        }
+        if let Some(&first) = unknown.first() {
+            refusals.push(RecoveryRefusal::UnknownShards { first, shards: unknown.len() });
+        }
+        for (store, shards) in missing {
+            let (first, shards) = (shards[0], shards.len());
+            refusals.push(RecoveryRefusal::MissingStore { store, first, shards });
+        }
+        if let Some(&first) = without_copy.first() {
+            refusals.push(RecoveryRefusal::NoCopy { first, shards: without_copy.len() });
+        }
+        (recovered, losses)
+    }
+
+    /// Returns the members and learners that have not answered and are not given up.
+    fn missing(&self, record: &ShardRecord) -> Vec<StoreId> {
+        let needed = !Planted::RecoveredWithoutMember.is_in(self.terms.planted);
+        let named = record.isr.iter().chain(&record.learners).copied();
+        let is_missing = |store: &StoreId| {
+            needed && !self.stores.contains_key(store) && !self.terms.without.contains(store)
+        };
+        named.filter(is_missing).collect()
+    }
+
+    /// The record by which the shard continues. It names a boot that no process has: no process
+    /// leads in its epoch, and every store obeys the next one, which the coordinator begins.
+    ///
+    /// A shard that no store has led yet stays in its first epoch: only there do its members make
+    /// the empty copies that it begins with.
+    fn continued(&self, record: &ShardRecord, promised: Epoch) -> ShardRecord {
+        let mut highest = record.epoch.max(promised);
+        if Planted::PromisesNotRecovered.is_in(self.terms.planted) {
+            highest = record.epoch;
+        }
+        let is_new = record.epoch == Epoch(1) && promised == Epoch(0);
+        ShardRecord {
+            epoch: if is_new {
+                record.epoch
+            } else {
+                Epoch(highest.0 + self.terms.unused_epochs + 1)
+            },
+            version: Version(record.version.0 + 1),
+            primary: StoreBoot { store: record.primary.store, boot: Boot(0) },
+            ..record.clone()
+        }
+    }
+}
+
+/// The knowledge of all stores about one shard.
+#[derive(Clone, Default)]
+struct NewestKnown<'a> {
+    promised: Epoch,
+    record: Option<&'a ShardRecord>,
+    copies: Vec<(StoreId, CopyEnd)>,
+}
+
+fn newest_known<'a>(
+    answers: &'a [StoreKnowledge],
     refusals: &mut Vec<RecoveryRefusal>,
-    planted: Option<Planted>,
-) -> Vec<ShardRecord> {
+) -> BTreeMap<ShardId, NewestKnown<'a>> {
     let mut known: BTreeMap<ShardId, NewestKnown<'_>> = BTreeMap::new();
-    for shard in answers.iter().flat_map(|answer| &answer.shards) {
+    let shards = answers
+        .iter()
+        .flat_map(|answer| answer.shards.iter().map(|shard| (answer.from.store, shard)));
+    for (store, shard) in shards {
         let newest = known.entry(shard.shard).or_default();
         newest.promised = newest.promised.max(shard.promised);
+        newest.copies.extend(shard.copy.map(|copy| (store, copy)));
         let Some(record) = &shard.record else { continue };
         match newest.record.map(|known| (known, known.order().cmp(&record.order()))) {
             Some((_, Ordering::Greater)) => {}
@@ -219,86 +360,7 @@ fn recover_shards(
             Some((_, Ordering::Less)) | None => newest.record = Some(record),
         }
     }
-    let mut unknown = Vec::new();
-    let mut missing: BTreeMap<StoreId, Vec<ShardId>> = BTreeMap::new();
-    let mut recovered = Vec::new();
-    let (covered, gaps) = cover(&known, meta);
-    unknown.extend(gaps);
-    for (record, slots) in covered {
-        let promised = known.get(&record.shard()).map_or(Epoch(0), |known| known.promised);
-        let record = &ShardRecord { slots, ..record.clone() };
-        for &store in record.isr.iter().chain(&record.learners) {
-            let needed = !Planted::RecoveredWithoutMember.is_in(planted);
-            if needed && !stores.contains_key(&store) {
-                missing.entry(store).or_default().push(record.shard());
-            }
-        }
-        recovered.push(recovered_record(record, promised, planted));
-    }
-    if let Some(&first) = unknown.first() {
-        refusals.push(RecoveryRefusal::UnknownShards { first, shards: unknown.len() });
-    }
-    for (store, shards) in missing {
-        let (first, shards) = (shards[0], shards.len());
-        refusals.push(RecoveryRefusal::MissingStore { store, first, shards });
-    }
-    recovered
-}
-
-/// Returns the newest known records, each with the slots that are its own, and the shards that no
-/// store knows. The two records of a split are written in one transaction: so if the record of the
-/// right child is known, the parent ends before it, also where only an older record of the parent
-/// is known.
-fn cover<'a>(
-    known: &BTreeMap<ShardId, NewestKnown<'a>>,
-    meta: &Meta,
-) -> (Vec<(&'a ShardRecord, Slots)>, Vec<ShardId>) {
-    let mut records = known.values().filter_map(|known| known.record).peekable();
-    let (mut covered, mut gaps, mut next) = (Vec::new(), Vec::new(), 0u32);
-    let gap = |from: u32, to: u32| {
-        let inside = |shard: &ShardId| (from..to).contains(&u32::from(shard.0));
-        let mut shards: Vec<_> = ranges(meta.shards).map(Slots::shard).filter(inside).collect();
-        if let (true, Ok(first)) = (from < to && shards.is_empty(), u16::try_from(from)) {
-            shards.push(ShardId(first));
-        }
-        shards
-    };
-    while let Some(record) = records.next() {
-        let lo = record.slots.lo;
-        gaps.extend(gap(next, lo.into()));
-        let ends_before = records.peek().map(|child| child.slots.lo.saturating_sub(1));
-        let hi = ends_before.map_or(record.slots.hi, |end| end.min(record.slots.hi));
-        covered.push((record, Slots { lo, hi }));
-        next = u32::from(hi) + 1;
-    }
-    gaps.extend(gap(next, 1 << 16));
-    (covered, gaps)
-}
-
-/// The knowledge of all stores about one shard.
-#[derive(Clone, Copy, Default)]
-struct NewestKnown<'a> {
-    promised: Epoch,
-    record: Option<&'a ShardRecord>,
-}
-
-/// The record by which the shard continues. It names a boot that no process has: no process leads
-/// in its epoch, and every store obeys the next one, which the coordinator begins.
-fn recovered_record(
-    record: &ShardRecord,
-    promised: Epoch,
-    planted: Option<Planted>,
-) -> ShardRecord {
-    let mut highest = record.epoch.max(promised);
-    if Planted::PromisesNotRecovered.is_in(planted) {
-        highest = record.epoch;
-    }
-    ShardRecord {
-        epoch: Epoch(highest.0 + 1),
-        version: Version(record.version.0 + 1),
-        primary: StoreBoot { store: record.primary.store, boot: Boot(0) },
-        ..record.clone()
-    }
+    known
 }
 
 /// Returns the shards of which a store knows a newer record than etcd has, or has promised a higher

@@ -5,6 +5,8 @@
 //! [`ShardRecord::changed`] makes every next record and keeps that floor. Every write compares the
 //! key's `mod_revision` and sets version + 1.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use crate::codec::{Malformed, Reader};
 use crate::ids::{Boot, Epoch, ShardId, Slots, StoreBoot, StoreId, Version};
 
@@ -45,6 +47,11 @@ impl ShardRecord {
     /// The place of the record among all records of its shard.
     pub fn order(&self) -> (Epoch, Version) {
         (self.epoch, self.version)
+    }
+
+    /// The stores that have a copy of the shard, or a place in its target; each once, in order.
+    pub fn mentioned(&self) -> BTreeSet<StoreId> {
+        [&self.isr, &self.learners, &self.target].into_iter().flatten().copied().collect()
     }
 
     /// The number of members that may leave the in-sync set: a set below `min_in_sync` commits
@@ -147,6 +154,21 @@ pub fn insert(list: &mut Vec<StoreId>, store: StoreId) {
 /// Removes from a list.
 pub fn remove(list: &mut Vec<StoreId>, store: StoreId) {
     list.retain(|&other| other != store);
+}
+
+/// The peers of each store that a record mentions: the other stores that have copies of the same
+/// shards.
+pub fn peers<'a>(
+    records: impl IntoIterator<Item = &'a ShardRecord>,
+) -> BTreeMap<StoreId, BTreeSet<StoreId>> {
+    let mut peers: BTreeMap<StoreId, BTreeSet<StoreId>> = BTreeMap::new();
+    for record in records {
+        for one in record.mentioned() {
+            let holders = record.isr.iter().chain(&record.learners);
+            peers.entry(one).or_default().extend(holders.filter(|&&other| other != one));
+        }
+    }
+    peers
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use engine::batcher::{Batcher, Effect, Event, Failure, ReadValues, Settings, WriteResult};
 use engine::ids::{Now, Slot, Slots, TimeMs};
@@ -114,8 +114,7 @@ impl Mailbox {
 
     /// The time of day (see [`request::clock`]).
     pub(crate) fn clock(&self) -> TimeMs {
-        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let wall = TimeMs(u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX));
+        let wall = TimeMs(telemetry::wall_clock_ms());
         let shards = self
             .shard_time
             .get()

@@ -52,7 +52,8 @@ impl WorkerSessions {
                 Some(LeaseEvent::Granted { .. } | LeaseEvent::Confirmed) => {}
                 // The lease of a gateway is not superseded and has no name to lose: a storage
                 // node's can.
-                Some(LeaseEvent::Superseded(_) | LeaseEvent::NameLost(_)) | None => {
+                Some(LeaseEvent::Superseded(_) | LeaseEvent::NameLost(_) | LeaseEvent::GivenUp)
+                | None => {
                     warn!("lease task ended, starting another");
                     self.lease = self.hold();
                     return self.none();

@@ -52,7 +52,9 @@ impl Election {
                     return Some(LeadershipChange::Standby);
                 }
                 LeaseEvent::Lost | LeaseEvent::Granted { .. } | LeaseEvent::Confirmed => {}
-                LeaseEvent::Superseded(_) | LeaseEvent::NameLost(_) => return None,
+                LeaseEvent::Superseded(_) | LeaseEvent::NameLost(_) | LeaseEvent::GivenUp => {
+                    return None;
+                }
             }
         }
     }

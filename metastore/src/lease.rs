@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine::ids::{Boot, StoreId};
-use engine::records::{GatewayRecord, NameRecord, NodeRecord, StoreRecord};
+use engine::records::{GatewayRecord, NameRecord, NodeRecord, StoreRecord, StoreStatus};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{debug, info, warn};
@@ -79,6 +79,9 @@ pub enum LeaseEvent {
     /// The name of the store belongs to this other store now: this process must end. No event
     /// follows.
     NameLost(StoreId),
+    /// The store was removed from the cluster while this process hung or was cut off: this process
+    /// must end. No event follows.
+    GivenUp,
 }
 
 /// A key to be bound to the process's lease.
@@ -146,8 +149,8 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// Waits for the next event. Returns `None` after [`LeaseEvent::Superseded`] and
-    /// [`LeaseEvent::NameLost`].
+    /// Waits for the next event. Returns `None` after [`LeaseEvent::Superseded`],
+    /// [`LeaseEvent::NameLost`] and [`LeaseEvent::GivenUp`].
     ///
     /// The caller must keep receiving: renewal stops while the queue of events is full.
     pub async fn next(&mut self) -> Option<LeaseEvent> {
@@ -205,6 +208,22 @@ impl Metastore {
             left: Duration::from_secs(left),
             granted: Duration::from_secs(granted),
         }))
+    }
+}
+
+impl Metastore {
+    /// Creates a record that does not exist yet, and that etcd deletes after `ttl_s` seconds, or a
+    /// little later.
+    pub async fn create_for<R: EtcdRecord>(
+        &self,
+        id: &R::Id,
+        record: &R,
+        ttl_s: u32,
+    ) -> Result<CasOutcome, Error> {
+        let mut leases = self.client().lease_client();
+        let granted = self.call("lease grant", leases.grant(i64::from(ttl_s), None)).await?;
+        let key = self.key::<R>(id);
+        self.txn().create_raw(key, record.encode(), granted.id()).commit().await
     }
 }
 
@@ -492,11 +511,14 @@ impl LeaseTask {
             return Err(HoldError::LeaseEnd(LeaseEnd::Replaced(superseded)));
         }
         let txn = txn.if_modified_at::<StoreRecord>(&guard.store, store.modified);
+        let is_removed = store.record.status == StoreStatus::Retired;
         let name = store.record.name;
         match self.store.get::<NameRecord>(&name).await? {
             Some(Revisioned { record: NameRecord { store }, .. }) if store != guard.store => {
                 Err(HoldError::LeaseEnd(LeaseEnd::Replaced(LeaseEvent::NameLost(store))))
             }
+            // A process that hung while its store was removed does not come back.
+            _ if is_removed => Err(HoldError::LeaseEnd(LeaseEnd::Replaced(LeaseEvent::GivenUp))),
             Some(stored) => Ok(txn.if_modified_at::<NameRecord>(&name, stored.modified)),
             None => Ok(txn.if_absent::<NameRecord>(&name)),
         }

@@ -6,8 +6,11 @@
 //! starts. So a run that is interrupted leaves an etcd that nothing follows, and the next run
 //! replaces what is there.
 
-use engine::ids::{ShardId, StoreId};
-use engine::records::{Meta, NameRecord, PromoteIntent, StoreRecord};
+use engine::ids::{Epoch, ShardId, StoreId};
+use engine::records::{
+    LossRecord, Meta, NameRecord, PauseIntent, PromoteIntent, RemoveIntent, StoreRecord,
+    StoreStatus,
+};
 use engine::recovery_plan::RecoveredRecords;
 use engine::shard_record::ShardRecord;
 
@@ -22,8 +25,11 @@ enum RecoveryWrite {
     Store(StoreId, Option<StoreRecord>, u64),
     Name(String, Option<NameRecord>, u64),
     Shard(ShardId, Option<ShardRecord>, u64),
+    Loss((ShardId, Epoch), LossRecord, u64),
     Drain(StoreId, u64),
     Promote(ShardId, u64),
+    Remove(StoreId, u64),
+    Pause(u64),
 }
 
 impl RecoveryWrite {
@@ -32,8 +38,11 @@ impl RecoveryWrite {
             Self::Store(id, record, modified) => put(txn, id, record.as_ref(), *modified),
             Self::Name(id, record, modified) => put(txn, id, record.as_ref(), *modified),
             Self::Shard(id, record, modified) => put(txn, id, record.as_ref(), *modified),
+            Self::Loss(id, record, modified) => put(txn, id, Some(record), *modified),
             Self::Drain(id, modified) => txn.delete::<DrainIntent>(id, *modified),
             Self::Promote(id, modified) => txn.delete::<PromoteIntent>(id, *modified),
+            Self::Remove(id, modified) => txn.delete::<RemoveIntent>(id, *modified),
+            Self::Pause(modified) => txn.delete::<PauseIntent>(&(), *modified),
         }
     }
 }
@@ -83,7 +92,8 @@ impl Metastore {
         let mut writes = Vec::new();
         let old = self.list::<StoreRecord>().await?.all;
         let stores = recovered.stores.iter().cloned();
-        let names = recovered.stores.iter();
+        // A store that was given up has no name that another one could need.
+        let names = recovered.stores.iter().filter(|(_, it)| it.status != StoreStatus::Lost);
         let names =
             names.map(|(store, record)| (record.name.clone(), NameRecord { store: *store }));
         merge(stores, &old, |id, record, at| writes.push(RecoveryWrite::Store(id, record, at)));
@@ -92,11 +102,28 @@ impl Metastore {
         let old = self.list::<ShardRecord>().await?.all;
         let shards = recovered.shards.iter().map(|record| (record.shard(), record.clone()));
         merge(shards, &old, |id, record, at| writes.push(RecoveryWrite::Shard(id, record, at)));
+        // Losses are kept for good, also those of an old snapshot.
+        for loss in &recovered.losses {
+            let id = (loss.shard, loss.epoch);
+            let old = self.get::<LossRecord>(&id).await?.map_or(0, |kept| kept.modified);
+            writes.push(RecoveryWrite::Loss(id, loss.clone(), old));
+        }
+        self.old_intents(&mut writes).await?;
+        Ok(writes)
+    }
+
+    /// The wishes of operators are of the time before the loss: all are withdrawn. One to remove a
+    /// store would be carried out at that store's next stop.
+    async fn old_intents(&self, writes: &mut Vec<RecoveryWrite>) -> Result<(), Error> {
         let drains = self.list::<DrainIntent>().await?.all;
         writes.extend(drains.iter().map(|old| RecoveryWrite::Drain(old.id, old.modified)));
         let promotes = self.list::<PromoteIntent>().await?.all;
         writes.extend(promotes.iter().map(|old| RecoveryWrite::Promote(old.id, old.modified)));
-        Ok(writes)
+        let removes = self.list::<RemoveIntent>().await?.all;
+        writes.extend(removes.iter().map(|old| RecoveryWrite::Remove(old.id, old.modified)));
+        let pause = self.get::<PauseIntent>(&()).await?;
+        writes.extend(pause.map(|old| RecoveryWrite::Pause(old.modified)));
+        Ok(())
     }
 }
 

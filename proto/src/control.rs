@@ -5,8 +5,8 @@ use engine::codec::Reader;
 use engine::etcd_memory::EtcdMemory;
 use engine::ids::{Epoch, Seq, StoreBoot, StoreId, TimeMs};
 use engine::message::{
-    HealthReport, NodeQuery, NodeQueryReply, RecordsKept, ReplicaHealth, ReplicaStatus, RoleStatus,
-    ScrubStatus, ShardEnd, ShardKnowledge, StoreKnowledge,
+    CopyEnd, HealthReport, NodeQuery, NodeQueryReply, RecordsKept, ReplicaHealth, ReplicaStatus,
+    RoleStatus, ScrubStatus, ShardEnd, ShardKnowledge, StoreKnowledge,
 };
 use engine::shard_record::ShardRecord;
 
@@ -124,16 +124,36 @@ impl WireField<wire::StoreKnowledge> for StoreKnowledge {
 
 impl WireField<wire::ShardKnowledge> for ShardKnowledge {
     fn into_wire(self) -> wire::ShardKnowledge {
-        let Self { shard, promised, record } = self;
+        let Self { shard, promised, record, copy } = self;
         let record = record.map_or(Bytes::new(), |record| record.encode().into());
-        into_wire!(wire::ShardKnowledge { shard, promised, record })
+        wire::ShardKnowledge {
+            shard: shard.into_wire(),
+            promised: promised.into_wire(),
+            record,
+            copy: copy.map(WireField::into_wire),
+        }
     }
 
     fn from_wire(_: &'static str, known: wire::ShardKnowledge) -> Result<Self, Invalid> {
         let record = Some(&known.record).filter(|bytes| !bytes.is_empty());
         let record = record.map(|bytes| ShardRecord::decode(bytes)).transpose();
         let invalid = |why| Invalid::Malformed { field: "knowledge.record", why };
-        Ok(from_wire!(known => Self { shard, promised, record: record.map_err(invalid)? }))
+        let record = record.map_err(invalid)?;
+        let copy = known.copy.map(|copy| WireField::from_wire("knowledge.copy", copy));
+        let copy = copy.transpose()?;
+        Ok(from_wire!(known => Self { shard, promised, record: record, copy: copy }))
+    }
+}
+
+impl WireField<wire::CopyEnd> for CopyEnd {
+    fn into_wire(self) -> wire::CopyEnd {
+        let Self { last: (last_epoch, last_seq), unfit, damaged } = self;
+        into_wire!(wire::CopyEnd { last_epoch, last_seq, unfit, damaged })
+    }
+
+    fn from_wire(_: &'static str, end: wire::CopyEnd) -> Result<Self, Invalid> {
+        let last = (Epoch(end.last_epoch), Seq(end.last_seq));
+        Ok(from_wire!(end => Self { last: last, unfit, damaged }))
     }
 }
 

@@ -1,6 +1,7 @@
-//! Conversion of a forecast into the messages for operators.
+//! Conversion of a forecast, and of events, into the messages for operators.
 
 use engine::coordinator::MovesStatus;
+use engine::coordinator::events::{ClusterEvent, EventReason};
 use engine::coordinator::planner::{DrainObstacle, MoveReason, PlanForecast, PlannedMove};
 use engine::ids::StoreId;
 
@@ -46,6 +47,34 @@ fn line(one: &PlannedMove, copy_ms: Option<u64>) -> wire::PlannedMove {
         round: u32::try_from(one.round).unwrap_or(u32::MAX),
         age_ms: one.age_ms,
         eta_ms: one.eta_ms(copy_ms),
+    }
+}
+
+impl wire::EventsQuery {
+    /// The request for events, from a process of `cluster`; `seen`: the instance of an earlier
+    /// reply, and the number of its last event.
+    pub fn new(cluster: u128, seen: Option<(u64, u64)>) -> Self {
+        let (instance, after) = seen.unwrap_or_default();
+        Self { open: Some(wire::Open::new(cluster, 0)), instance, after }
+    }
+}
+
+impl From<&ClusterEvent> for wire::ClusterEvent {
+    fn from(event: &ClusterEvent) -> Self {
+        let what = &event.what;
+        Self {
+            number: event.number,
+            at_ms: event.at.0,
+            revision: event.revision,
+            kind: what.kind.word().to_owned(),
+            shard: what.shard.map(|shard| shard.0.into()),
+            node: what.node.map(wire::StoreId::from),
+            other: what.other.map(wire::StoreId::from),
+            reason: what.reason.map(EventReason::word).map(str::to_owned),
+            epoch: what.epoch.map(|epoch| epoch.0),
+            count: what.count,
+            by: what.by.clone(),
+        }
     }
 }
 

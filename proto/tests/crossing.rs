@@ -13,10 +13,10 @@ use engine::ids::{
 };
 use engine::key::CounterKey;
 use engine::message::{
-    BatchReply, DigestPoint, FromFollower, GatewayMessage, HealthReport, NodeQuery, NodeQueryReply,
-    NodeReply, ReadResult, RecordsKept, Refusal, Reject, ReplicaHealth, ReplicaStatus, RoleStatus,
-    ScrubStatus, ShardAvailability, ShardEnd, ShardKnowledge, Slice, SnapshotOutcome,
-    StoreKnowledge, ToFollower,
+    BatchReply, CopyEnd, DigestPoint, FromFollower, GatewayMessage, HealthReport, NodeQuery,
+    NodeQueryReply, NodeReply, ReadResult, RecordsKept, Refusal, Reject, ReplicaHealth,
+    ReplicaStatus, RoleStatus, ScrubStatus, ShardAvailability, ShardEnd, ShardKnowledge, Slice,
+    SnapshotOutcome, StoreKnowledge, ToFollower,
 };
 use engine::shard::idempotency::TokenOutcome;
 use engine::shard_record::ShardRecord;
@@ -367,6 +367,11 @@ impl Random {
                     shard: random.shard(),
                     promised: Epoch(random.number()),
                     record: None,
+                    copy: random.flag().then(|| CopyEnd {
+                        last: (Epoch(random.number()), Seq(random.number())),
+                        unfit: random.flag(),
+                        damaged: random.flag(),
+                    }),
                 }),
             })),
             4 => NodeQueryReply::Status {

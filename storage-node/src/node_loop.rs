@@ -20,7 +20,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use engine::ids::{Conn, Now, TimeMs};
 use engine::message::{BatchReply, GatewayMessage, HealthReport, NodeQueryReply, NodeReply};
@@ -248,9 +248,7 @@ impl NodeLoop {
         self.now = self.clock.now();
         if self.now >= self.next_wall_clock {
             self.next_wall_clock = self.now.plus_ms(WALL_CLOCK_EVERY_MS);
-            let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-            let ms = u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX);
-            self.handle(Event::WallClock(TimeMs(ms)));
+            self.handle(Event::WallClock(TimeMs(telemetry::wall_clock_ms())));
         }
         if self.now >= self.next_log {
             self.next_log = self.now.plus_ms(LOG_EVERY_MS);

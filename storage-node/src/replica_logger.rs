@@ -45,9 +45,9 @@ impl ReplicaLogger {
     /// Logs the changes since the last call.
     pub fn log_changes<'a>(&mut self, replicas: impl Iterator<Item = ReplicaView<'a>>) {
         for view in replicas {
-            let now = LoggedReplica::from(&view);
             let before = self.logged.entry(view.shard).or_default();
-            if *before != now {
+            if !before.shows(&view) {
+                let now = LoggedReplica::from(&view);
                 log_change(&self.names, view.shard, before, &now);
                 *before = now;
             }
@@ -86,6 +86,25 @@ impl ReplicaLogger {
 /// Formats the digests of counters and sessions.
 fn digits(point: &DigestPoint) -> String {
     format!("{:032x} {:032x}", point.counters, point.sessions)
+}
+
+impl LoggedReplica {
+    /// Returns whether this is what the view shows. Called for every shard several times a second,
+    /// so nothing is copied.
+    fn shows(&self, view: &ReplicaView<'_>) -> bool {
+        let leads = match (&self.leads, view.primary) {
+            (Some(was), Some(is)) => {
+                (was.epoch, was.serves, was.frozen) == (is.epoch, is.active, is.frozen)
+                    && was.isr == is.record.isr
+            }
+            (None, None) => true,
+            _ => false,
+        };
+        leads
+            && self.copy == view.exists.then_some(view.copy)
+            && self.promised == view.promised
+            && self.stopped == view.stopped
+    }
 }
 
 impl From<&ReplicaView<'_>> for LoggedReplica {

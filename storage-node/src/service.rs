@@ -291,6 +291,13 @@ async fn supervise(
                     "store {store} has taken this node's name: it was started with --replace"
                 ))));
             }
+            Some(LeaseEvent::GivenUp) => {
+                inbox.send(LoopMessage::Exit(ProcessExit::Refused(
+                    "this store was removed from the cluster (dkc node remove) while this process \
+                     hung or was cut off: to add a node, start it on an empty folder"
+                        .to_owned(),
+                )));
+            }
             None => return,
         }
     }

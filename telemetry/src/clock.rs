@@ -1,11 +1,11 @@
-//! Time that also passes while the machine sleeps.
+//! Time that also passes while the machine sleeps, and the time of day.
 //!
 //! [`std::time::Instant`] is CLOCK_MONOTONIC: for a laptop that was suspended for an hour, or a
 //! machine that was hibernated, no time has passed. A proof that a value was current would look as
 //! young as before the pause. CLOCK_BOOTTIME counts the suspension. Neither clock counts a pause of
 //! a virtual machine that its hypervisor hides.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::time::{ClockId, clock_gettime};
 
@@ -25,6 +25,12 @@ impl Clock {
     pub fn elapsed(self) -> Duration {
         since_boot().saturating_sub(self.start)
     }
+}
+
+/// Returns the time of the wall clock in ms since 1970; 0 if the clock is before that.
+pub fn wall_clock_ms() -> u64 {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn since_boot() -> Duration {

@@ -18,7 +18,7 @@ mod log;
 mod metrics;
 mod server;
 
-pub use clock::Clock;
+pub use clock::{Clock, wall_clock_ms};
 pub use critical_tasks::{CriticalTasks, TaskFailures, critical_tasks};
 pub use grpc::grpc;
 pub use health::Health;

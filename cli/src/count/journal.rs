@@ -26,12 +26,12 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use client::{IdempotencyHeaders, fresh_id};
 use serde::{Deserialize, Serialize};
 use storage_node::folders::make_durably;
+use telemetry::wall_clock_ms;
 
 use super::batch::LineBatch;
 use super::lines::{LineRange, LineSet};
@@ -84,7 +84,8 @@ pub(super) struct SendJob {
 impl SendJob {
     /// A batch that was never sent before, with a token of this series.
     pub(super) fn new(series: &str, batch: LineBatch) -> Self {
-        let token = token(series, &batch, now_ms());
+        // With a clock before 1970 the service rejects the token as too old.
+        let token = token(series, &batch, wall_clock_ms());
         Self { batch, token, in_doubt: false }
     }
 
@@ -103,11 +104,6 @@ impl SendJob {
 fn token(series: &str, batch: &LineBatch, issued_at_ms: u64) -> IdempotencyHeaders {
     let key = format!("{series}-{}-{}", batch.first_line(), batch.line_count());
     IdempotencyHeaders { key, issued_at_ms: Some(issued_at_ms) }
-}
-
-fn now_ms() -> u64 {
-    // With a clock before 1970 the service rejects the token as too old.
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
 /// The next step for a batch that was read.

@@ -3,11 +3,14 @@
 //! The module depends on the command lines of the roles only, and starts its own executable for
 //! each. Its folder contains everything: data, logs, `dev.json` (settings and ports, so that the
 //! same cluster is started again) and `cluster.json` (the running processes). A lock allows one
-//! `dkc dev` per folder.
+//! `dkc dev` per folder. `dkc dev add-node` and `remove-node` ask it by a socket (`control`).
 
 pub(crate) mod cluster_file;
+mod control;
 pub(crate) mod etcd;
 pub(crate) mod guard;
+mod node_commands;
+mod nodes;
 mod plan;
 pub(crate) mod process;
 pub(crate) mod ready;
@@ -23,6 +26,8 @@ use client::Url;
 use tokio::task::JoinHandle;
 
 use self::cluster_file::ProcessRole;
+use self::control::ControlSocket;
+use self::nodes::LocalNodes;
 use self::plan::{DevOptions, DevSettings};
 use self::supervisor::{ExitedProcess, Supervisor};
 use crate::exit::{CommandExit, UsageError};
@@ -36,7 +41,10 @@ const BAD_CONFIG: i32 = 2;
 
 /// Options of `dkc dev`.
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Option<DevCommand>,
     #[command(flatten)]
     options: DevOptions,
     /// Directory for data, logs and cluster.json
@@ -64,14 +72,31 @@ pub(crate) struct Args {
     extra: Vec<String>,
 }
 
-/// Starts the cluster and supervises it until Ctrl-C or SIGTERM.
-pub(crate) async fn run(args: Args) -> anyhow::Result<CommandExit> {
+/// Commands for a local cluster that runs.
+#[derive(Debug, clap::Subcommand)]
+enum DevCommand {
+    /// Start more storage nodes under the running `dkc dev`
+    AddNode(node_commands::AddArgs),
+    /// Drain and stop a storage node of the running `dkc dev`, and take it out of the cluster
+    RemoveNode(node_commands::DevRemoveArgs),
+}
+
+/// Starts the cluster and supervises it until Ctrl-C or SIGTERM, or runs one of the commands.
+pub(crate) async fn run(mut args: Args) -> anyhow::Result<CommandExit> {
+    match args.command.take() {
+        None => start(args).await,
+        Some(DevCommand::AddNode(args)) => node_commands::add(args).await,
+        Some(DevCommand::RemoveNode(args)) => node_commands::remove(args).await,
+    }
+}
+
+async fn start(args: Args) -> anyhow::Result<CommandExit> {
     // Signals are caught before the first process is started: each signal stops all of them.
     let mut signals = Signals::catch()?;
 
     make_private(&args.data).with_context(|| args.data.display().to_string())?;
     let folder = args.data.canonicalize().with_context(|| args.data.display().to_string())?;
-    let Some(_lock) = lock(&folder)? else {
+    let Some(_lock) = lock_of(&folder)? else {
         let why = format!("another dkc dev is running on {}", folder.display());
         return CommandExit::usage(why);
     };
@@ -84,7 +109,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<CommandExit> {
 
     let mut supervisor = Supervisor::new(&folder, args.respawn, args.replace.clone())?;
     let supervised = tokio::select! {
-        ended = supervise(&args, &settings, &folder, &program, &mut supervisor) => ended,
+        ended = supervise(&args, settings, &folder, &program, &mut supervisor) => ended,
         () = signals.next() => Ok(CommandExit::Done),
     };
     // Processes are stopped after an error, too.
@@ -98,7 +123,8 @@ fn make_private(folder: &Path) -> std::io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
 }
 
-fn lock(folder: &Path) -> anyhow::Result<Option<File>> {
+/// Locks the folder for this process; `None` if another one has locked it.
+fn lock_of(folder: &Path) -> anyhow::Result<Option<File>> {
     let file = File::options().create(true).append(true).open(folder.join("dev.lock"))?;
     match file.try_lock() {
         Ok(()) => Ok(Some(file)),
@@ -117,14 +143,19 @@ fn settle(args: &Args, folder: &Path) -> anyhow::Result<DevSettings> {
     };
     let mut settings = DevSettings::new(&args.options, kept.as_ref()).map_err(UsageError)?;
     settings.choose_ports(args.etcd.is_empty()).map_err(UsageError)?;
-    cluster_file::replace(&path, &settings).context("dev.json")?;
+    keep(folder, &settings)?;
     Ok(settings)
+}
+
+/// Stores the settings for the next start.
+fn keep(folder: &Path, settings: &DevSettings) -> anyhow::Result<()> {
+    cluster_file::replace(&folder.join("dev.json"), settings).context("dev.json")
 }
 
 /// Starts all processes in order, prints `ready`, and supervises them. Returns only on a failure.
 async fn supervise(
     args: &Args,
-    settings: &DevSettings,
+    settings: DevSettings,
     folder: &Path,
     program: &Path,
     supervisor: &mut Supervisor,
@@ -146,7 +177,8 @@ async fn supervise(
             address
         }
     };
-    for spec in settings.roles(&program.display().to_string(), folder, &etcd, &args.extra) {
+    let program = program.display().to_string();
+    for spec in settings.roles(&program, folder, &etcd, &args.extra) {
         let name = spec.name.clone();
         supervisor.start(spec).with_context(|| format!("starting {name}"))?;
     }
@@ -156,9 +188,17 @@ async fn supervise(
     if let Some(exit) = watch_until(supervisor, open).await? {
         return Ok(exit);
     }
+    let mut control = ControlSocket::open(folder).context("dev.sock")?;
     output::result(&format!("ready http://{}", settings.http))?;
+    let mut nodes = LocalNodes { settings, folder, program, etcd, extra: &args.extra };
     loop {
-        tokio::time::sleep(POLL_INTERVAL).await;
+        tokio::select! {
+            () = tokio::time::sleep(POLL_INTERVAL) => {}
+            (request, reply) = control.next() => {
+                // The command may have gone.
+                drop(reply.send(nodes.answer(request, supervisor)));
+            }
+        }
         for ended in supervisor.poll()? {
             report_exit(&ended, supervisor);
         }
@@ -198,6 +238,10 @@ async fn watch_until(
 /// Prints how a process ended, with the last lines of its log.
 fn report_exit(ended: &ExitedProcess, supervisor: &Supervisor) {
     let ExitedProcess { name, status, .. } = ended;
+    if ended.is_stopped {
+        note!("{name} ended, as a command has asked: {status}");
+        return;
+    }
     let log = supervisor.log_file(name);
     note!("{name} ended: {status}; {}:", log.display());
     let lines = ready::last_lines(&log);

@@ -19,7 +19,7 @@ const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// that range could be taken by any client while its process restarts.
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
 /// The name of the cluster in etcd, and of the private etcd's member.
-const CLUSTER: &str = "dkc";
+pub(crate) const CLUSTER: &str = "dkc";
 
 /// The flags of the user; an absent value is taken from the existing cluster, or has a default.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -61,7 +61,14 @@ pub(crate) struct DevSettings {
     /// The ports by process name and kind, for example `node-1/grpc`.
     #[serde(default)]
     pub(crate) ports: BTreeMap<String, u16>,
+    /// The numbers of nodes that were removed, which no other node gets: their data may still be in
+    /// the folder.
+    #[serde(default)]
+    pub(crate) removed: Vec<u32>,
 }
+
+/// The most nodes of a local cluster.
+const NODES_MAX: u32 = 100;
 
 impl DevSettings {
     /// Combines the flags with the settings of the existing cluster. The error names a
@@ -86,7 +93,7 @@ impl DevSettings {
             let had = kept.nodes;
             return Err(format!(
                 "--nodes {nodes}: this cluster has {had} nodes, and the data of some would be \
-                 missing"
+                 missing; `dkc dev remove-node` moves them to others first"
             ));
         }
         if replicas > nodes {
@@ -102,7 +109,73 @@ impl DevSettings {
         let http = options.http.or(kept.map(|kept| kept.http));
         let http = http.unwrap_or_else(|| SocketAddr::new(LOCALHOST, 8080));
         let ports = kept.map(|kept| kept.ports.clone()).unwrap_or_default();
-        Ok(Self { nodes, gateways, coordinators, replicas, min_in_sync, shards, http, ports })
+        let removed = kept.map(|kept| kept.removed.clone()).unwrap_or_default();
+        Ok(Self {
+            nodes,
+            gateways,
+            coordinators,
+            replicas,
+            min_in_sync,
+            shards,
+            http,
+            ports,
+            removed,
+        })
+    }
+
+    /// The numbers of the nodes: 1, 2, 3 …, without those that were removed.
+    fn node_numbers(&self) -> impl Iterator<Item = u32> {
+        (1..).filter(|number| !self.removed.contains(number)).take(self.nodes as usize)
+    }
+
+    /// The names of the nodes.
+    pub(crate) fn node_names(&self) -> impl Iterator<Item = String> {
+        self.node_numbers().map(node_name)
+    }
+
+    /// Adds nodes with numbers that no node has had, and chooses their ports. Returns their names.
+    pub(crate) fn add_nodes(&mut self, count: u32) -> Result<Vec<String>, String> {
+        self.add_nodes_that_bind(count, TcpListener::bind)
+    }
+
+    fn add_nodes_that_bind<L>(
+        &mut self,
+        count: u32,
+        mut bind: impl FnMut(SocketAddr) -> io::Result<L>,
+    ) -> Result<Vec<String>, String> {
+        let had = self.nodes;
+        if had + count > NODES_MAX {
+            return Err(format!("{had} nodes run, and there may be {NODES_MAX} at most"));
+        }
+        self.nodes = had + count;
+        let added: Vec<String> = self.node_names().skip(had as usize).collect();
+        let mut held = Vec::new();
+        let mut candidates = candidate_ports();
+        for name in &added {
+            for kind in ["grpc", "metrics"] {
+                // A process that is dead now gets its port again.
+                let free = |port: u16| {
+                    let taken = self.ports.values().any(|&other| other == port);
+                    let bound = (!taken).then(|| bind(SocketAddr::new(LOCALHOST, port)).ok());
+                    bound.flatten().map(|listener| (port, listener))
+                };
+                let (port, listener) = candidates.find_map(free).ok_or(NO_PORT)?;
+                held.push(listener);
+                self.ports.insert(format!("{name}/{kind}"), port);
+            }
+        }
+        Ok(added)
+    }
+
+    /// Removes a node for good. Returns false if the cluster has no such node.
+    pub(crate) fn remove_node(&mut self, name: &str) -> bool {
+        let Some(number) = self.node_numbers().find(|&number| node_name(number) == name) else {
+            return false;
+        };
+        self.removed.push(number);
+        self.nodes -= 1;
+        self.ports.retain(|listener, _| listener.split('/').next() != Some(name));
+        true
     }
 
     /// Chooses a port for every listener: the stored one, unless another process uses it.
@@ -138,17 +211,14 @@ impl DevSettings {
                 ports.insert(name.clone(), port);
             }
         }
-        let span = u32::from(PORTS.end - PORTS.start);
-        // Clusters that are created at the same time begin their search at different ports.
-        let start = std::process::id().wrapping_mul(97) % span;
-        let mut candidates = (0..span).map(|step| PORTS.start + ((start + step) % span) as u16);
+        let mut candidates = candidate_ports();
         for name in names {
             if ports.contains_key(&name) {
                 continue;
             }
             let free = |port| bind(&name, port).ok().map(|listener| (port, listener));
             let found = candidates.by_ref().find_map(free);
-            let (port, listener) = found.ok_or("no free port from 20000 to 31999")?;
+            let (port, listener) = found.ok_or(NO_PORT)?;
             held.push(listener);
             ports.insert(name, port);
         }
@@ -165,12 +235,14 @@ impl DevSettings {
         if private_etcd {
             names.extend(["etcd/grpc".to_owned(), "etcd/peer".to_owned()]);
         }
+        for kind in ["grpc", "metrics"] {
+            names.extend(self.node_names().map(|name| format!("{name}/{kind}")));
+        }
         let mut add = |role: &str, numbers: std::ops::RangeInclusive<u32>, kind: &str| {
             names.extend(numbers.map(|number| format!("{role}-{number}/{kind}")));
         };
         for kind in ["grpc", "metrics"] {
             add("coordinator", 1..=self.coordinators, kind);
-            add("node", 1..=self.nodes, kind);
         }
         // The user chooses the address of the first gateway, unless its port is 0.
         let first = if self.http.port() == 0 { 1 } else { 2 };
@@ -181,7 +253,7 @@ impl DevSettings {
         names
     }
 
-    fn address(&self, process: &str, kind: &str) -> String {
+    pub(crate) fn address(&self, process: &str, kind: &str) -> String {
         let host = if kind == "http" { self.http.ip() } else { LOCALHOST };
         SocketAddr::new(host, self.ports[&format!("{process}/{kind}")]).to_string()
     }
@@ -255,8 +327,8 @@ impl DevSettings {
             let (role, name) = (ProcessRole::Coordinator, format!("coordinator-{number}"));
             specs.push(spec(role, &name, "--listen", &of_cluster, &extra.coordinators));
         }
-        for number in 1..=self.nodes {
-            let (role, name) = (ProcessRole::StorageNode, format!("node-{number}"));
+        for name in self.node_names() {
+            let role = ProcessRole::StorageNode;
             let data = folder.join(&name).display().to_string();
             specs.push(spec(role, &name, "--listen", &[("--data", &data)], &extra.nodes));
         }
@@ -268,6 +340,20 @@ impl DevSettings {
         }
         specs
     }
+}
+
+const NO_PORT: &str = "no free port from 20000 to 31999";
+
+/// The ports to try, each once. Clusters that are created at the same time begin their search at
+/// different ports.
+fn candidate_ports() -> impl Iterator<Item = u16> {
+    let span = u32::from(PORTS.end - PORTS.start);
+    let start = std::process::id().wrapping_mul(97) % span;
+    (0..span).map(move |step| PORTS.start + ((start + step) % span) as u16)
+}
+
+fn node_name(number: u32) -> String {
+    format!("node-{number}")
 }
 
 fn spec(
@@ -405,6 +491,32 @@ mod tests {
         let mut third = DevSettings::new(&DevOptions::default(), Some(&first)).unwrap();
         let refused = third.choose_ports_that_bind(true, free_but(Some(first.http.port())));
         assert!(refused.unwrap_err().contains("--http"));
+    }
+
+    #[test]
+    fn a_removed_node_leaves_its_number_and_the_others_their_ports() {
+        let mut settings = made(&DevOptions::default());
+        settings.choose_ports_that_bind(true, free_but(None)).unwrap();
+        let before = settings.ports.clone();
+        let names = |settings: &DevSettings| settings.node_names().collect::<Vec<_>>();
+        assert_eq!(settings.add_nodes_that_bind(2, free_but(None)).unwrap(), ["node-4", "node-5"]);
+        assert!(before.iter().all(|(name, port)| settings.ports[name] == *port));
+        let mut distinct: Vec<_> = settings.ports.values().collect();
+        distinct.sort();
+        distinct.dedup();
+        assert_eq!((distinct.len(), settings.ports.len()), (before.len() + 4, before.len() + 4));
+
+        assert!(settings.remove_node("node-4") && !settings.remove_node("node-4"));
+        assert_eq!(names(&settings), ["node-1", "node-2", "node-3", "node-5"]);
+        assert!(!settings.ports.keys().any(|name| name.starts_with("node-4/")));
+        assert_eq!(settings.add_nodes_that_bind(1, free_but(None)).unwrap(), ["node-6"]);
+        // The same cluster is started again, also with a number of nodes.
+        let resumed = DevSettings::new(&DevOptions::default(), Some(&settings)).unwrap();
+        assert_eq!(resumed, settings);
+        let more = DevOptions { nodes: Some(6), ..DevOptions::default() };
+        let more = DevSettings::new(&more, Some(&settings)).unwrap();
+        assert_eq!(names(&more)[4..], ["node-6", "node-7"]);
+        assert!(settings.add_nodes_that_bind(96, free_but(None)).is_err());
     }
 
     /// A machine on which each port can be bound once, and `taken` never. The real machine runs

@@ -34,12 +34,14 @@ impl Process {
     fn read(pid: u32) -> Option<(Self, bool)> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         // The name in parentheses may contain any character. Field 3, the state, comes after it,
-        // and field 22 is the start.
+        // field 20 is the number of threads, and field 22 the start. The first thread of a killed
+        // process may be a zombie while others still have its ports open.
         let (_, fields) = stat.rsplit_once(')')?;
         let mut fields = fields.split_ascii_whitespace();
         let state = fields.next()?;
-        let started = fields.nth(18)?.parse().ok()?;
-        Some((Self { pid, started }, !matches!(state, "Z" | "X")))
+        let threads: u32 = fields.nth(16)?.parse().ok()?;
+        let started = fields.nth(1)?.parse().ok()?;
+        Some((Self { pid, started }, threads > 1 || !matches!(state, "Z" | "X")))
     }
 
     /// Returns the process with exactly this command line, if there is one.
@@ -92,6 +94,24 @@ impl Process {
 mod tests {
     use super::*;
     use std::process::{Command, Stdio};
+
+    /// Only the first thread ends; the other one sleeps on.
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn a_process_runs_as_long_as_one_of_its_threads() {
+        let code = "import ctypes, threading, time\n\
+                    threading.Thread(target=time.sleep, args=(60,)).start()\n\
+                    ctypes.CDLL(None).syscall(60, 0)";
+        let mut child = Command::new("python3").args(["-c", code]).spawn().unwrap();
+        let stat = || fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
+        while !stat().contains(") Z") {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        let process = Process::find(child.id());
+        process.unwrap().kill();
+        child.wait().unwrap();
+        assert!(!process.unwrap().is_alive());
+    }
 
     #[test]
     fn processes_are_found_and_ended() {

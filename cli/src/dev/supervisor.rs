@@ -51,6 +51,8 @@ pub(crate) struct Supervisor {
 struct SupervisedProcess {
     spec: ProcessSpec,
     state: ProcessState,
+    /// A command has asked for its stop, so it is not started again.
+    is_stopped: bool,
 }
 
 /// The state of a process.
@@ -68,6 +70,8 @@ pub(crate) struct ExitedProcess {
     pub(crate) name: String,
     pub(crate) role: ProcessRole,
     pub(crate) status: ExitStatus,
+    /// A command has asked for it.
+    pub(crate) is_stopped: bool,
 }
 
 impl Supervisor {
@@ -87,7 +91,7 @@ impl Supervisor {
     /// Starts a process and supervises it from now on.
     pub(crate) fn start(&mut self, spec: ProcessSpec) -> io::Result<()> {
         let state = self.spawn(&spec)?;
-        self.members.push(SupervisedProcess { spec, state });
+        self.members.push(SupervisedProcess { spec, state, is_stopped: false });
         self.publish()
     }
 
@@ -130,7 +134,8 @@ impl Supervisor {
                     if let Some(status) = child.try_wait()? {
                         member.state = ProcessState::Dead { since: now };
                         let (name, role) = (member.spec.name.clone(), member.spec.role);
-                        ended.push(ExitedProcess { name, role, status });
+                        let is_stopped = member.is_stopped;
+                        ended.push(ExitedProcess { name, role, status, is_stopped });
                     }
                 }
                 ProcessState::Adopted(process) if !process.is_alive() => {
@@ -156,7 +161,8 @@ impl Supervisor {
             if let Some(process) = Process::with_argv(&member.spec.argv) {
                 note!("{} is running again (pid {})", member.spec.name, process.pid);
                 self.members[index].state = ProcessState::Adopted(process);
-            } else if self.respawn && since.elapsed() >= RESPAWN_AFTER {
+                self.members[index].is_stopped = false;
+            } else if self.respawn && !member.is_stopped && since.elapsed() >= RESPAWN_AFTER {
                 note!("restarting {}", member.spec.name);
                 self.members[index].state = self.spawn(&member.spec)?;
             }
@@ -183,6 +189,28 @@ impl Supervisor {
             self.written = Some(file);
         }
         Ok(())
+    }
+
+    /// The pid of a process, if it runs.
+    pub(crate) fn pid(&self, name: &str) -> Option<u32> {
+        let member = self.members.iter().find(|member| member.spec.name == name)?;
+        member.process().map(|process| process.pid)
+    }
+
+    /// Asks one process to stop, and starts it no more.
+    pub(crate) fn stop_one(&mut self, name: &str) {
+        for member in self.members.iter_mut().filter(|member| member.spec.name == name) {
+            member.is_stopped = true;
+            if let Some(process) = member.process() {
+                process.terminate();
+            }
+        }
+    }
+
+    /// Removes a process that does not run from the list.
+    pub(crate) fn forget(&mut self, name: &str) -> io::Result<()> {
+        self.members.retain(|member| member.spec.name != name || member.process().is_some());
+        self.publish()
     }
 
     /// Stops all processes, adopted ones included.

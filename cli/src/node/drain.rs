@@ -11,14 +11,15 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 use engine::coordinator::planner::{DrainObstacle, drain_obstacle};
 use engine::ids::StoreId;
+use engine::records::StoreRecord;
 use engine::shard_record::ShardRecord;
-use metastore::{CasOutcome, DrainIntent, Metastore};
+use metastore::{CasOutcome, DrainIntent, Metastore, Revisioned};
 use process::ClusterOptions;
 use serde::Serialize;
 
 use super::{NodeRecords, StoreHoldings, holdings, replicas};
 use crate::etcd::connect;
-use crate::exit::CommandExit;
+use crate::exit::{CommandExit, UnknownOutcome};
 use crate::output::{self, note};
 
 /// The pause between two reads of the shards' records.
@@ -83,11 +84,8 @@ struct DrainReport {
 pub(super) async fn run(args: Args) -> anyhow::Result<CommandExit> {
     let metastore = connect(&args.etcd).await?;
     let records = NodeRecords::read(&metastore).await?;
-    let store = match records.named(&args.node) {
-        Ok(store) => store,
-        Err(why) => return CommandExit::usage(why),
-    };
-    let node = DrainTarget { metastore, store: store.id, name: store.record.name.clone() };
+    let store = records.named(&args.node)?;
+    let node = DrainTarget::new(metastore, store);
     if !args.wait
         && let Some(why) = node.obstacle(&records).await?
     {
@@ -106,15 +104,35 @@ pub(super) async fn run(args: Args) -> anyhow::Result<CommandExit> {
     Ok(if stalled { CommandExit::Unknown } else { CommandExit::Done })
 }
 
+/// The time without progress after which [`empty`] gives up.
+const STALLED_AFTER: Duration = Duration::from_secs(60);
+
+/// Drains a node, and waits until it is empty. Otherwise the result is the exit code and the
+/// reason, for people; the drain goes on if it had begun.
+pub(crate) async fn empty(
+    metastore: Metastore,
+    records: &NodeRecords,
+    store: &Revisioned<StoreRecord>,
+) -> anyhow::Result<Result<(), (CommandExit, String)>> {
+    let node = DrainTarget::new(metastore, store);
+    if let Some(why) = node.obstacle(records).await? {
+        return Ok(Err((CommandExit::Failed, format!("{why}. Nothing was changed"))));
+    }
+    node.drain().await?;
+    if node.until_empty(STALLED_AFTER, false).await? {
+        let why =
+            "the drain has stalled and goes on when it can; `dkc plan` shows what it waits for";
+        return Ok(Err((CommandExit::Unknown, why.to_owned())));
+    }
+    Ok(Ok(()))
+}
+
 /// Cancels a drain, and prints the state of the node.
 pub(super) async fn undo(args: UndrainArgs) -> anyhow::Result<CommandExit> {
     let metastore = connect(&args.etcd).await?;
     let records = NodeRecords::read(&metastore).await?;
-    let store = match records.named(&args.node) {
-        Ok(store) => store,
-        Err(why) => return CommandExit::usage(why),
-    };
-    let node = DrainTarget { metastore, store: store.id, name: store.record.name.clone() };
+    let store = records.named(&args.node)?;
+    let node = DrainTarget::new(metastore, store);
     node.undo().await?;
     let StoreHoldings { leads, copies, .. } = records.holds(node.store);
     let uuid = node.store.to_string();
@@ -148,13 +166,15 @@ struct DrainTarget {
 }
 
 impl DrainTarget {
+    fn new(metastore: Metastore, store: &Revisioned<StoreRecord>) -> Self {
+        Self { metastore, store: store.id, name: store.record.name.clone() }
+    }
+
     /// Writes the intent. An intent that exists already stays as it is.
     async fn drain(&self) -> anyhow::Result<()> {
         match self.metastore.create(&self.store, &DrainIntent).await? {
             CasOutcome::Done { .. } | CasOutcome::Failed => Ok(()),
-            CasOutcome::Unknown => bail!(
-                "the answer of etcd was lost and the outcome is unknown: run the command again"
-            ),
+            CasOutcome::Unknown => Err(UnknownOutcome.into()),
         }
     }
 
@@ -165,12 +185,10 @@ impl DrainTarget {
         let gone = self.metastore.delete::<DrainIntent>(&self.store, intent.modified).await?;
         match gone {
             CasOutcome::Done { .. } => Ok(()),
-            CasOutcome::Failed | CasOutcome::Unknown => {
-                bail!(
-                    "the intent was changed concurrently, or the outcome is unknown: run the \
-                     command again"
-                )
+            CasOutcome::Failed => {
+                bail!("the intent was changed concurrently: run the command again")
             }
+            CasOutcome::Unknown => Err(UnknownOutcome.into()),
         }
     }
 
@@ -206,13 +224,11 @@ impl DrainTarget {
     }
 
     /// Returns why the node can't be emptied with the nodes that there are now, or only at the cost
-    /// of a zone. A node that drains already is not in question.
+    /// of a zone.
     async fn obstacle(&self, records: &NodeRecords) -> anyhow::Result<Option<DrainObstacle>> {
         let Some(replicas) = replicas(&self.metastore).await? else { return Ok(None) };
-        if records.drains.contains(&self.store) || records.holds(self.store).copies == 0 {
-            return Ok(None);
-        }
-        Ok(drain_obstacle(&records.planner_stores(), self.store, replicas))
+        let (stores, shards) = (records.planner_stores(), records.shards.iter());
+        Ok(drain_obstacle(&stores, shards, self.store, replicas))
     }
 }
 

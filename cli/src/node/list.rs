@@ -1,6 +1,9 @@
 //! `dkc node list`: the storage nodes by their records in etcd.
 
+use std::collections::BTreeSet;
+
 use engine::records::StoreStatus;
+use engine::shard_record::peers;
 use process::ClusterOptions;
 use serde::Serialize;
 
@@ -44,6 +47,8 @@ struct NodeRow {
     copies: usize,
     /// The number of those copies that are in sync.
     in_sync: usize,
+    /// The number of other nodes that have copies of the same shards.
+    peers: usize,
 }
 
 /// Prints the nodes.
@@ -71,6 +76,7 @@ fn state(status: StoreStatus, running: bool, drains: bool, copies: usize) -> &'s
 impl NodeTable {
     fn new(records: &NodeRecords, all: bool) -> Self {
         let present = records.stores.iter().filter(|kept| all || !kept.record.status.is_gone());
+        let peers = peers(&records.shards);
         let row = |kept: &metastore::Revisioned<engine::records::StoreRecord>| {
             let StoreHoldings { leads, copies, in_sync } = records.holds(kept.id);
             let (store, running) = (&kept.record, records.runs(kept.id));
@@ -85,6 +91,7 @@ impl NodeTable {
                 leads,
                 copies,
                 in_sync,
+                peers: peers.get(&kept.id).map_or(0, BTreeSet::len),
             }
         };
         let mut nodes: Vec<NodeRow> = present.map(row).collect();
@@ -93,14 +100,16 @@ impl NodeTable {
     }
 
     fn text(&self) -> String {
-        let columns = ["<NODE", "<STATE", "<ZONE", "<HOST", ">LEADS", ">COPIES", ">IN SYNC"];
+        let columns =
+            ["<NODE", "<STATE", "<ZONE", "<HOST", ">LEADS", ">COPIES", ">IN SYNC", ">PEERS"];
         let row = |row: &NodeRow| {
             let shown = |word: &str| if word.is_empty() { "-" } else { word }.to_owned();
             // The word of a node that drains does not show whether it runs.
             let stopped = !row.running && matches!(row.state, "draining" | "empty" | "suspect");
             let state = format!("{}{}", row.state, if stopped { ", away" } else { "" });
             let words = [row.node.clone(), state, shown(&row.zone), shown(&row.host)];
-            let numbers = [row.leads, row.copies, row.in_sync].map(|number| number.to_string());
+            let numbers =
+                [row.leads, row.copies, row.in_sync, row.peers].map(|number| number.to_string());
             words.into_iter().chain(numbers).collect()
         };
         let text = output::table(&columns, self.nodes.iter().map(row).collect());
@@ -148,9 +157,9 @@ mod tests {
         let node = Revisioned { id: StoreId(1), record, created: 1, modified: 1, lease: 1 };
         records.nodes.push(node);
         let want = "\
-NODE    STATE        ZONE  HOST  LEADS  COPIES  IN SYNC
-node-1  up           -     -         0       0        0
-node-2  empty, away  -     -         0       0        0";
+NODE    STATE        ZONE  HOST  LEADS  COPIES  IN SYNC  PEERS
+node-1  up           -     -         0       0        0      0
+node-2  empty, away  -     -         0       0        0      0";
         assert_eq!(NodeTable::new(&records, false).text(), want);
         let all = NodeTable::new(&records, true);
         assert_eq!(

@@ -3,9 +3,9 @@
 //! The commands work on the records in etcd. What an operator wants is written as an intent, and
 //! the leading coordinator carries it out: nothing is moved by a command itself.
 
-mod drain;
+pub(crate) mod drain;
 mod list;
-mod remove;
+pub(crate) mod remove;
 
 use std::collections::BTreeSet;
 
@@ -15,8 +15,8 @@ use engine::records::{Meta, NodeRecord, StoreRecord, StoreStatus};
 use engine::shard_record::ShardRecord;
 use metastore::{DrainIntent, Metastore, Revisioned};
 
-use crate::etcd::is_denoted_by;
-use crate::exit::CommandExit;
+use crate::etcd::store_named;
+use crate::exit::{CommandExit, UsageError};
 
 /// Options of `dkc node`.
 #[derive(Debug, clap::Args)]
@@ -48,8 +48,8 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<CommandExit> {
 }
 
 /// The records of etcd that concern nodes, each kind as it was read.
-struct NodeRecords {
-    stores: Vec<Revisioned<StoreRecord>>,
+pub(crate) struct NodeRecords {
+    pub(crate) stores: Vec<Revisioned<StoreRecord>>,
     nodes: Vec<Revisioned<NodeRecord>>,
     drains: BTreeSet<StoreId>,
     shards: Vec<ShardRecord>,
@@ -57,15 +57,15 @@ struct NodeRecords {
 
 /// The numbers of shards that a store leads, and of which it has a copy.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-struct StoreHoldings {
+pub(crate) struct StoreHoldings {
     leads: usize,
     /// The copies that the store has or is to have, in sync or not.
-    copies: usize,
+    pub(crate) copies: usize,
     in_sync: usize,
 }
 
 impl NodeRecords {
-    async fn read(metastore: &Metastore) -> Result<Self, metastore::Error> {
+    pub(crate) async fn read(metastore: &Metastore) -> Result<Self, metastore::Error> {
         let drains = metastore.list::<DrainIntent>().await?.all;
         let shards = metastore.list::<ShardRecord>().await?.all;
         Ok(Self {
@@ -76,31 +76,16 @@ impl NodeRecords {
         })
     }
 
-    /// Returns the one store that `node`, a name or a uuid, denotes. The error is for the operator.
-    fn named(&self, node: &str) -> Result<&Revisioned<StoreRecord>, String> {
-        let found: Vec<_> = self.stores.iter().filter(|kept| is_denoted_by(kept, node)).collect();
-        match found[..] {
-            [store] => Ok(store),
-            [] => {
-                let present = self.stores.iter().filter(|kept| !kept.record.status.is_gone());
-                let known: Vec<&str> = present.map(|kept| kept.record.name.as_str()).collect();
-                Err(format!("no node {node:?}; known nodes: {}", known.join(" ")))
-            }
-            ref several => {
-                let uuids: Vec<String> = several.iter().map(|kept| kept.id.to_string()).collect();
-                Err(format!(
-                    "{node:?} denotes several stores: use the uuid of one of them: {}",
-                    uuids.join(", ")
-                ))
-            }
-        }
+    /// Returns the one store that `node`, a name or a uuid, denotes.
+    fn named(&self, node: &str) -> Result<&Revisioned<StoreRecord>, UsageError> {
+        store_named(&self.stores, node)
     }
 
-    fn runs(&self, store: StoreId) -> bool {
+    pub(crate) fn runs(&self, store: StoreId) -> bool {
         self.nodes.iter().any(|kept| kept.id == store)
     }
 
-    fn holds(&self, store: StoreId) -> StoreHoldings {
+    pub(crate) fn holds(&self, store: StoreId) -> StoreHoldings {
         holdings(&self.shards, store)
     }
 
@@ -108,9 +93,9 @@ impl NodeRecords {
     fn planner_stores(&self) -> Vec<Store> {
         let state = |kept: &Revisioned<StoreRecord>| match kept.record.status {
             status if status.is_gone() => StoreState::Gone,
+            _ if self.drains.contains(&kept.id) => StoreState::Draining,
             _ if !self.runs(kept.id) => StoreState::Away,
             StoreStatus::Suspect => StoreState::Suspect,
-            _ if self.drains.contains(&kept.id) => StoreState::Draining,
             StoreStatus::Draining => StoreState::Draining,
             _ => StoreState::Ready,
         };
@@ -144,6 +129,7 @@ async fn replicas(metastore: &Metastore) -> Result<Option<usize>, metastore::Err
 #[cfg(test)]
 mod tests {
     use engine::ids::{Boot, Slots, StoreBoot};
+    use engine::shard_record;
 
     use super::*;
 
@@ -211,13 +197,16 @@ mod tests {
         };
         let shards =
             [shard(&[1, 2], &[3], &[1, 3]), shard(&[2, 1], &[], &[2, 3]), shard(&[4], &[], &[4])];
-        let check = |store: u128, leads, copies, in_sync| {
+        let check = |store: u128, leads, copies, in_sync, peers| {
             let want = StoreHoldings { leads, copies, in_sync };
             assert_eq!(holdings(&shards, StoreId(store)), want, "store {store}");
+            let found = shard_record::peers(&shards).get(&StoreId(store)).map_or(0, BTreeSet::len);
+            assert_eq!(found, peers, "store {store}");
         };
-        check(1, 1, 2, 2);
-        check(2, 1, 2, 2);
-        check(3, 0, 2, 0);
-        check(9, 0, 0, 0);
+        check(1, 1, 2, 2, 2);
+        check(2, 1, 2, 2, 2);
+        check(3, 0, 2, 0, 2);
+        check(4, 1, 1, 1, 0);
+        check(9, 0, 0, 0, 0);
     }
 }

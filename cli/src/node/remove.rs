@@ -3,7 +3,8 @@
 //! The command checks by the records in etcd whether the node may leave, and refuses with the
 //! reason otherwise. Then it writes a remove intent for the boot that it has seen, and the leading
 //! coordinator, which also probes, carries it out or not. An intent that was not carried out in
-//! time is withdrawn: the node may be needed by the time that it could be.
+//! time is withdrawn: the node may be needed by the time that it could be. So is that of a command
+//! that was killed: it is bound to a lease.
 
 use std::time::{Duration, Instant};
 
@@ -17,11 +18,14 @@ use serde::Serialize;
 
 use super::NodeRecords;
 use crate::etcd::{connect, operator};
-use crate::exit::CommandExit;
+use crate::exit::{CommandExit, UnknownOutcome};
 use crate::output::{self, note};
 
 /// The pause between two reads of the store's record.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
+
+/// The time in seconds for which a request outlasts the command that waits for it.
+const OUTLASTS_S: u32 = 5;
 
 /// Options of `dkc node remove`.
 #[derive(Debug, clap::Args)]
@@ -55,44 +59,82 @@ struct RemoveReport {
 pub(super) async fn run(args: Args) -> anyhow::Result<CommandExit> {
     let metastore = connect(&args.etcd).await?;
     let records = NodeRecords::read(&metastore).await?;
-    let store = match records.named(&args.node) {
-        Ok(store) => store,
-        Err(why) => return CommandExit::usage(why),
-    };
+    let store = records.named(&args.node)?;
     let name = &store.record.name;
-    if let Err(why) = verdict(&records, store) {
-        note!("error: {name} cannot be removed: {why}. Nothing was changed");
-        return Ok(CommandExit::Failed);
-    }
-    if metastore.get::<CoordinatorRecord>(&()).await?.is_none() {
-        note!(
-            "error: no coordinator is leader, and the leader carries out a removal: start a \
-             coordinator. Nothing was changed"
-        );
-        return Ok(CommandExit::Failed);
-    }
-    let request = RemoveRequest { metastore, store: store.id };
-    let intent = RemoveIntent { boot: store.record.boot, from: operator() };
-    let written = request.write(&intent).await?;
-    let wait = Duration::from_secs(args.wait);
-    let done = request.carried_out(wait).await?;
-    let withdrawn = !done && request.withdraw(written).await?;
-    // The coordinator may have been faster than the withdrawal.
-    if done || !withdrawn && request.carried_out(Duration::ZERO).await? {
+    let end = retire(metastore, &records, store, Duration::from_secs(args.wait)).await?;
+    if end == RemovalEnd::Retired {
         let uuid = store.id.to_string();
         let report = RemoveReport { node: name.clone(), uuid, state: "retired" };
         output::report(args.json, &report, RemoveReport::sentence)?;
-        return Ok(CommandExit::Done);
     }
-    if !withdrawn {
-        note!("unknown: the coordinator did not remove {name} in time, and it still may");
-        return Ok(CommandExit::Unknown);
+    Ok(end.print(name))
+}
+
+/// The end of a removal.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum RemovalEnd {
+    /// The node has left the cluster.
+    Retired,
+    /// The node may not leave, for this reason.
+    Refused(String),
+    /// The coordinator did not carry the request out, which is withdrawn.
+    Withdrawn,
+    /// The coordinator may still carry the request out.
+    Open,
+}
+
+impl RemovalEnd {
+    /// Prints the reason if the node was not removed. Returns the exit code.
+    pub(crate) fn print(&self, name: &str) -> CommandExit {
+        match self {
+            Self::Retired => CommandExit::Done,
+            Self::Refused(why) => {
+                note!("error: {name} cannot be removed: {why}. Nothing was changed");
+                CommandExit::Failed
+            }
+            Self::Withdrawn => {
+                note!(
+                    "error: the coordinator did not remove {name} in time, so the request is \
+                     withdrawn: the node may still answer, or a shard has no primary; `dkc status` \
+                     shows it"
+                );
+                CommandExit::Failed
+            }
+            Self::Open => {
+                note!("unknown: the coordinator did not remove {name} in time, and it still may");
+                CommandExit::Unknown
+            }
+        }
     }
-    note!(
-        "error: the coordinator did not remove {name} in time, so the request is withdrawn: the \
-         node may still answer, or a shard has no primary; `dkc status` shows it"
-    );
-    Ok(CommandExit::Failed)
+}
+
+/// Takes a node that is empty and stopped out of the cluster.
+pub(crate) async fn retire(
+    metastore: Metastore,
+    records: &NodeRecords,
+    store: &Revisioned<StoreRecord>,
+    wait: Duration,
+) -> anyhow::Result<RemovalEnd> {
+    if let Err(why) = verdict(records, store) {
+        return Ok(RemovalEnd::Refused(why.to_string()));
+    }
+    if metastore.get::<CoordinatorRecord>(&()).await?.is_none() {
+        let why = "no coordinator is leader, and the leader carries out a removal: start one";
+        return Ok(RemovalEnd::Refused(why.to_owned()));
+    }
+    let request = RemoveRequest { metastore, store: store.id };
+    let intent = RemoveIntent { boot: store.record.boot, from: operator() };
+    let written = request.write(&intent, wait).await?;
+    let done = request.carried_out(wait).await?;
+    let withdrawn = !done && request.withdraw(written).await?;
+    // The coordinator may have been faster than the withdrawal.
+    Ok(if done || !withdrawn && request.carried_out(Duration::ZERO).await? {
+        RemovalEnd::Retired
+    } else if withdrawn {
+        RemovalEnd::Withdrawn
+    } else {
+        RemovalEnd::Open
+    })
 }
 
 /// Returns whether the node may leave by the records in etcd, or the reason why it may not.
@@ -115,20 +157,21 @@ struct RemoveRequest {
 
 impl RemoveRequest {
     /// Writes the intent in place of any former one. Returns the revision of the intent.
-    async fn write(&self, intent: &RemoveIntent) -> anyhow::Result<u64> {
-        let former = self.metastore.get::<RemoveIntent>(&self.store).await?;
-        let written = match former {
-            None => self.metastore.create(&self.store, intent).await?,
-            Some(former) => self.metastore.replace(&self.store, intent, former.modified).await?,
-        };
-        match written {
+    ///
+    /// etcd deletes it some time after `wait`: a command that was killed can't withdraw it, and it
+    /// would remove the node at some later stop.
+    async fn write(&self, intent: &RemoveIntent, wait: Duration) -> anyhow::Result<u64> {
+        if let Some(former) = self.metastore.get::<RemoveIntent>(&self.store).await? {
+            // If it is gone already, or another request came first, the creation shows it.
+            self.metastore.delete::<RemoveIntent>(&self.store, former.modified).await?;
+        }
+        let ttl_s = u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).saturating_add(OUTLASTS_S);
+        match self.metastore.create_for(&self.store, intent, ttl_s).await? {
             CasOutcome::Done { mod_revision } => Ok(mod_revision),
             CasOutcome::Failed => {
                 bail!("another request was made concurrently. Nothing was changed")
             }
-            CasOutcome::Unknown => bail!(
-                "the answer of etcd was lost and the outcome is unknown: run the command again"
-            ),
+            CasOutcome::Unknown => Err(UnknownOutcome.into()),
         }
     }
 

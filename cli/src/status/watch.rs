@@ -6,15 +6,17 @@
 
 use std::collections::VecDeque;
 use std::io::IsTerminal;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use client::Gateways;
 use serde_json::{Value, json};
+use telemetry::wall_clock_ms;
 use tokio::time::MissedTickBehavior;
 
 use super::changes::changes_between;
 use super::page::ClusterInfo;
 use super::{StatusAnswer, ask, table};
+use crate::clock;
 use crate::exit::CommandExit;
 use crate::output;
 
@@ -39,7 +41,7 @@ pub(super) async fn run(
         let answer = ask(&mut gateways).await;
         let cluster = answer.as_ref().map(|answer| &answer.cluster).map_err(String::as_str);
         let changes = tracker.update(cluster);
-        let at = clock(SystemTime::now());
+        let at = clock::time_of_day(wall_clock_ms());
         let lines: Vec<_> = changes.iter().map(|what| format!("{at} {what}")).collect();
         let text = if json {
             if changes.is_empty() { None } else { Some(document(&answer, &changes)?.to_string()) }
@@ -105,16 +107,9 @@ fn document(
         Ok(answer) => answer.document()?,
         Err(why) => json!({ "detail": why }),
     };
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    document["time_ms"] = json!(since.as_millis() as u64);
+    document["time_ms"] = json!(wall_clock_ms());
     document["changes"] = json!(changes);
     Ok(document)
-}
-
-/// Formats a time as `12:03:04` in UTC.
-fn clock(now: SystemTime) -> String {
-    let seconds = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-    format!("{:02}:{:02}:{:02}", seconds / 3600 % 24, seconds / 60 % 60, seconds % 60)
 }
 
 #[cfg(test)]
@@ -135,11 +130,5 @@ mod tests {
         assert_eq!(tracker.update(Ok(&cluster)), nothing);
         assert_eq!(tracker.update(Err("gone")), ["gone"]);
         assert_eq!(tracker.update(Ok(&cluster)), ["a gateway answers again"]);
-    }
-
-    #[test]
-    fn the_clock_is_of_the_day() {
-        let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000 * 86_400 + 43_384);
-        assert_eq!(clock(at), "12:03:04");
     }
 }

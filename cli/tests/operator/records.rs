@@ -202,11 +202,11 @@ fn a_drain_whose_answer_was_lost_is_not_claimed() {
     let drain = ["node", "drain", "node-1", "--wait", "--detach"];
     let undo = ["node", "undrain", "node-1"];
     records.txns(&[Fate::LoseCall]);
-    records.check(&drain, 1, "run the command again");
+    records.check(&drain, 3, "run the command again");
     records.check(&undo, 0, "no longer draining");
     records.check(&drain, 0, "is draining");
     records.txns(&[Fate::LoseCall]);
-    records.check(&undo, 1, "run the command again");
+    records.check(&undo, 3, "run the command again");
     assert_eq!(records.get::<DrainIntent>(&NODE_1), Some(DrainIntent));
 }
 
@@ -214,9 +214,18 @@ fn a_drain_whose_answer_was_lost_is_not_claimed() {
 fn nodes_are_listed_with_what_they_hold() {
     let records = Records::of_one_shard();
     records.add_store(StoreId(2), "node-2");
-    records.check(&["node", "list"], 0, "node-1  up     -     -         1       1        1\n");
-    records.check(&["node", "list"], 0, "node-2  away   -     -         0       0        0\n");
-    let json = "\"state\":\"up\",\"running\":true,\"leads\":1,\"copies\":1,\"in_sync\":1}";
+    records.check(
+        &["node", "list"],
+        0,
+        "node-1  up     -     -         1       1        1      0\n",
+    );
+    records.check(
+        &["node", "list"],
+        0,
+        "node-2  away   -     -         0       0        0      0\n",
+    );
+    let json =
+        "\"state\":\"up\",\"running\":true,\"leads\":1,\"copies\":1,\"in_sync\":1,\"peers\":0}";
     records.check(&["node", "list", "--json"], 0, json);
 }
 
@@ -232,7 +241,7 @@ fn moves_for_balance_are_paused_and_resumed() {
     records.check(&["rebalance", "--json"], 0, "{\"paused\":true,\"by\":\"");
     assert!(records.get::<PauseIntent>(&()).is_some());
     records.txns(&[Fate::LoseCall]);
-    records.check(&["rebalance", "--resume"], 1, "run the command again");
+    records.check(&["rebalance", "--resume"], 3, "run the command again");
     records.check(&["rebalance", "--resume"], 0, go_on);
     records.check(&["rebalance", "--resume"], 0, go_on);
     assert_eq!(records.get::<PauseIntent>(&()), None);
@@ -253,6 +262,8 @@ fn a_node_is_removed_only_once_it_is_empty_and_stopped() {
     let waits = ["--wait", "1"];
     records.check(&remove("node-2", &waits), 1, "the request is withdrawn");
     assert_eq!(records.get::<RemoveIntent>(&StoreId(2)), None);
+    records.txns(&[Fate::LoseCall]);
+    records.check(&remove("node-2", &waits), 3, "the outcome is unknown");
 
     let child = records.start(&remove("node-2", &["--json"]));
     records.retire(StoreId(2));
@@ -271,11 +282,24 @@ impl Records {
         while self.get::<RemoveIntent>(&id).is_none() {
             assert!(began.elapsed() < Duration::from_secs(20), "there is no request");
         }
+        let intent = self.runtime.block_on(self.store.get::<RemoveIntent>(&id)).unwrap().unwrap();
+        assert_ne!(intent.lease, 0, "it would outlast a command that is killed");
         let kept = self.runtime.block_on(self.store.get::<StoreRecord>(&id)).unwrap().unwrap();
         let record = StoreRecord { status: StoreStatus::Retired, ..kept.record };
         let changed = self.runtime.block_on(self.store.replace(&id, &record, kept.modified));
         assert!(matches!(changed, Ok(CasOutcome::Done { .. })), "{changed:?}");
     }
+}
+
+/// The coordinator of these records does not listen.
+#[test]
+fn events_need_a_coordinator() {
+    let records = Records::of_one_shard();
+    records.check(&["events"], 1, "coordinator 127.0.0.1:1");
+    records.check(&["events", "--since", "10"], 2, "30s, 10m, 2h or 1d");
+    records.delete::<CoordinatorRecord>(&());
+    records.check(&["events"], 1, "no coordinator is leader");
+    records.check(&["events", "--coordinators", "127.0.0.1:2"], 1, "coordinator 127.0.0.1:2");
 }
 
 /// However the wait ends, the request is withdrawn: carried out a day later, it would discard

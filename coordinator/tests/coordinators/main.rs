@@ -587,6 +587,75 @@ async fn the_leader_shows_its_plan_and_a_standby_does_not() {
     assert!(metrics.contains("dkc_moves_stalled 0"), "{metrics}");
 }
 
+/// The events of a coordinator as words: kind, node, reason.
+async fn events(
+    address: String,
+    cluster: u128,
+    seen: Option<(u64, u64)>,
+) -> Result<(wire::EventsReply, Vec<String>), tonic::Status> {
+    let client = OperatorClient::connect(format!("http://{address}")).await;
+    let query = wire::EventsQuery::new(cluster, seen);
+    let reply = client.expect("it listens").events(query).await?.into_inner();
+    let line = |event: &wire::ClusterEvent| {
+        let node = event.node.map_or(0, |node| StoreId::from(node).0);
+        format!("{} {node} {}", event.kind, event.reason.as_deref().unwrap_or("-"))
+    };
+    let lines = reply.events.iter().map(line).collect();
+    Ok((reply, lines))
+}
+
+#[tokio::test]
+async fn a_standby_has_the_events_too_and_keeps_them_when_it_leads() {
+    let mut cluster = Cluster::placed().await;
+    let before = cluster.shards().await;
+    let longest = cluster.fill_logs(&before);
+    let id = cluster.cluster_id().await;
+    let leader = cluster.coordinator.address();
+    let has = |lines: &[String], word: &str| lines.iter().any(|line| line == word);
+    let all_placed = async || loop {
+        let (reply, lines) = events(leader.clone(), id, None).await.expect("events");
+        let placed = reply.events.iter().filter(|event| event.kind == "shards-placed");
+        if placed.filter_map(|event| event.count).sum::<u64>() >= 12 {
+            return (reply, lines);
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    let (first, lines) = within(15, all_placed()).await;
+    assert!(has(&lines, "leader-elected 0 -") && has(&lines, "node-came 1 new"), "{lines:?}");
+    assert_eq!((first.coordinator.as_str(), first.cut), ("coordinator-1", false));
+    let refused = events(leader.clone(), id + 1, None).await.expect_err("another cluster's");
+    assert_eq!(refused.code(), tonic::Code::FailedPrecondition);
+
+    let standby = Process::start(flags(&cluster.etcd.endpoint(), 2));
+    standby.readyz_is((200, "ok")).await;
+    cluster.nodes.get_mut(&1).expect("node 1").kill();
+    cluster.fails_over_from_1(&before, &longest).await;
+    let gone = async |address: &str, seen| loop {
+        let (reply, lines) = events(address.to_owned(), id, seen).await.expect("events");
+        let promoted = lines.iter().filter(|line| line.starts_with("primary ")).count();
+        if has(&lines, "node-left 1 -") && promoted >= 4 {
+            return (reply, lines);
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    let last = first.events.last().map(|event| (first.instance, event.number));
+    let (of_leader, lines) = within(15, gone(&leader, last)).await;
+    assert!(!has(&lines, "leader-elected 0 -"), "only what is new: {lines:?}");
+    assert!(has(&lines, "node-dead 1 refused"), "{lines:?}");
+    let (of_standby, lines) = within(15, gone(&standby.address(), None)).await;
+    assert!(
+        !lines.iter().any(|line| line.starts_with("node-dead")),
+        "it probes nothing: {lines:?}"
+    );
+    // The promotions of both have one identity.
+    let promoted = |reply: &wire::EventsReply| {
+        let events = reply.events.iter().filter(|event| event.kind == "primary");
+        events.map(|event| (event.revision, event.shard, event.node)).collect::<Vec<_>>()
+    };
+    let (of_leader, of_standby) = (promoted(&of_leader), promoted(&of_standby));
+    assert!(of_standby.iter().all(|one| of_leader.contains(one)), "{of_leader:?} {of_standby:?}");
+}
+
 #[tokio::test]
 async fn flags_that_differ_from_the_cluster_end_the_process() {
     let cluster = Cluster::placed().await;

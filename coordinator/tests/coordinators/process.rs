@@ -35,6 +35,7 @@ pub(crate) fn flags(etcd: &str, number: u32) -> Options {
         expect_nodes: Some(3),
         rebuild_delay: 600,
         stalled_after: 60,
+        event_bytes: 1 << 20,
     }
 }
 

@@ -73,9 +73,9 @@ impl ClusterBootstrap {
             return;
         }
         let existing: Vec<&ShardRecord> = cluster.shards().collect();
-        let Some(placed) = planner::place(&stores, &existing, missing.len(), replicas) else {
-            return;
-        };
+        let limits = &settings.planner;
+        let placed = planner::place(&stores, &existing, missing.len(), replicas, limits);
+        let Some(placed) = placed else { return };
         let records = missing.iter().zip(placed);
         let record = |(&slots, placement)| first_record(cluster, slots, placement);
         let records: Option<Vec<ShardRecord>> = records.map(record).collect();

@@ -38,7 +38,8 @@
 //! | `leader_state` | the time of the next review |
 //!
 //! `candidates` and `choice` find the member to promote, or the loss to be `accepted`;
-//! `dead_members` leave in-sync sets; [`decision`] is the log of what was done and why.
+//! `dead_members` leave in-sync sets; [`decision`] is the log of what was done and why;
+//! [`events`] are for people, and are derived from records by standbys, too.
 //!
 //! **The driver's obligations.** Every `Propose` is answered by exactly one `Proposed`, and is not
 //! retried. Every `List` is answered by one `Listed`, from linearizable reads that began after the
@@ -46,6 +47,7 @@
 //! effects may be performed in any order and concurrently.
 
 pub mod decision;
+pub mod events;
 pub mod planner;
 pub mod removal;
 
@@ -68,6 +70,7 @@ mod records;
 mod reports;
 mod review;
 mod store_status;
+mod words;
 
 #[cfg(test)]
 mod tests;

@@ -7,10 +7,11 @@
 use std::collections::BTreeMap;
 
 use crate::ids::{Epoch, ShardId};
-use crate::message::{ShardKnowledge, StoreKnowledge};
+use crate::message::{CopyEnd, ShardKnowledge, StoreKnowledge};
 use crate::node::shared::NodeTurn;
 use crate::planted::Planted;
 use crate::replica::Replica;
+use crate::replica::trust::Trust;
 use crate::shard_record::ShardRecord;
 use crate::store::log::LogRecord;
 
@@ -37,12 +38,12 @@ impl NodeTurn<'_> {
         for known in self.shards.records.values() {
             let record = known.0.clone();
             let shard = record.shard();
-            let known = ShardKnowledge { shard, promised: Epoch(0), record: Some(record) };
-            shards.insert(shard, known);
+            shards.insert(shard, ShardKnowledge { record: Some(record), ..unknown(shard) });
         }
         for replica in self.shards.iter() {
             let known = shards.entry(replica.shard).or_insert_with(|| unknown(replica.shard));
             known.promised = replica.promised;
+            known.copy = copy_end(replica);
             let newest = newest_acted_on(replica, known.record.take());
             known.record = newest;
         }
@@ -57,7 +58,15 @@ impl NodeTurn<'_> {
 }
 
 fn unknown(shard: ShardId) -> ShardKnowledge {
-    ShardKnowledge { shard, promised: Epoch(0), record: None }
+    ShardKnowledge { shard, promised: Epoch(0), record: None, copy: None }
+}
+
+/// Entries that are not durable do not count: a loss of power would take them.
+fn copy_end(replica: &Replica) -> Option<CopyEnd> {
+    let durable = replica.log.durable();
+    let epoch = replica.log.epoch_at(durable).unwrap_or_default();
+    let (unfit, damaged) = (replica.trust != Trust::Good, replica.trust.stopped().is_some());
+    replica.trust.exists().then_some(CopyEnd { last: (epoch, durable), unfit, damaged })
 }
 
 fn newest_acted_on(replica: &Replica, seen: Option<ShardRecord>) -> Option<ShardRecord> {

@@ -141,12 +141,13 @@ impl Node {
     }
 
     fn end_turn(&mut self, effects: &mut Vec<Effect>) {
-        if self.shared.now >= self.next_review {
+        let review = self.shared.now >= self.next_review;
+        if review {
             let every_ms = self.shared.settings.timing.review_every_ms;
             self.next_review = self.shared.now.plus_ms(every_ms);
             self.on_time(effects);
         }
-        self.settle(effects);
+        self.settle(review, effects);
     }
 
     /// Returns the time at which to end a turn, even one without an event.
@@ -354,7 +355,6 @@ impl Node {
         turn.probe_disk_if_due();
         peers.note_unacked();
         snapshots::retry(turn);
-        turn.shards.review_led();
         turn.flush_if_due();
         turn.trim_if_due(snapshots);
         membership.recheck_unassigned_copies(turn);
@@ -364,8 +364,9 @@ impl Node {
         reporter.report(turn, peers);
     }
 
-    /// Processes the consequences of the turn's events until nothing is left to do.
-    fn settle(&mut self, effects: &mut Vec<Effect>) {
+    /// Processes the consequences of the turn's events until nothing is left to do. `review`: the
+    /// shards that this node leads are due for a review.
+    fn settle(&mut self, mut review: bool, effects: &mut Vec<Effect>) {
         let Self { shared, gateways, peers, snapshots, membership, reads, audit, .. } = self;
         let turn = &mut shared.lend(effects);
         loop {
@@ -375,6 +376,9 @@ impl Node {
                 gateways.announce_availability(turn, shard);
                 reads.answer_waiting(turn, shard);
                 turn.count_log(shard);
+            }
+            if std::mem::take(&mut review) {
+                membership::review_by_clock(turn, peers);
             }
             let Some(shard) = turn.shards.to_review.pop_first() else { break };
             membership.review(turn, peers, shard);

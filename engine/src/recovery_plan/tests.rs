@@ -2,9 +2,10 @@
 //! moment.
 
 use super::*;
+use crate::batcher::shard_map::ranges;
 use crate::etcd_memory::EtcdMemory;
 use crate::etcd_memory::tests::memory;
-use crate::ids::Slots;
+use crate::ids::{Seq, Slots, TimeMs};
 use crate::message::ShardKnowledge;
 use crate::store::testing::SplitMix64;
 
@@ -35,6 +36,7 @@ fn answer(store: StoreId, epoch: u64, version: u64, isr: &[StoreId]) -> StoreKno
         shard,
         promised: Epoch(epoch),
         record: Some(record(shard, epoch, version, isr)),
+        copy: Some(CopyEnd { last: (Epoch(epoch), Seq(version)), unfit: false, damaged: false }),
     };
     StoreKnowledge {
         from: StoreBoot { store, boot: Boot(3) },
@@ -45,9 +47,20 @@ fn answer(store: StoreId, epoch: u64, version: u64, isr: &[StoreId]) -> StoreKno
     }
 }
 
+fn terms(promised: bool, without: &[StoreId], planted: Option<Planted>) -> RecoveryTerms {
+    let from = Operator { at: TimeMs(5), name: "ann@host".into() };
+    let without = without.iter().copied().collect();
+    RecoveryTerms { incarnation: 2, promised, without, from, unused_epochs: 0, planted }
+}
+
+/// The plan once all stores have promised.
+fn planned(answers: &[StoreKnowledge]) -> Result<RecoveredRecords, Vec<RecoveryRefusal>> {
+    plan(answers, &terms(true, &[], None))
+}
+
 #[track_caller]
 fn check_refused(answers: &[StoreKnowledge], want: &[RecoveryRefusal]) {
-    assert_eq!(plan(answers, 2, true, None), Err(want.to_vec()));
+    assert_eq!(planned(answers), Err(want.to_vec()));
 }
 
 #[test]
@@ -56,7 +69,7 @@ fn the_newest_record_continues_above_every_promise_and_under_no_process() {
     newer.shards[1].promised = Epoch(8);
     let answers = [answer(A, 5, 8, &[A, B]), newer, answer(C, 4, 20, &[A, B, C])];
     assert_eq!(next_incarnation(&answers), 3);
-    let recovered = plan(&answers, 2, true, None).unwrap();
+    let recovered = planned(&answers).unwrap();
     assert_eq!(recovered.meta.incarnation, 2);
     assert_eq!(recovered.stores.len(), 3);
     let shards: Vec<_> = recovered.shards.iter().map(ShardRecord::order).collect();
@@ -66,6 +79,28 @@ fn the_newest_record_continues_above_every_promise_and_under_no_process() {
         assert_eq!((&shard.isr, &shard.target), (&vec![B, C], &vec![B, C]));
         assert_eq!(shard.primary, StoreBoot { store: B, boot: Boot(0) });
     }
+}
+
+#[test]
+fn epochs_that_the_lost_etcd_may_have_given_stay_unused() {
+    let answers = [answer(A, 5, 8, &[A, B]), answer(B, 5, 8, &[A, B])];
+    let terms = RecoveryTerms { unused_epochs: UNUSED_EPOCHS, ..terms(true, &[], None) };
+    let recovered = plan(&answers, &terms).unwrap();
+    assert_eq!(recovered.shards[0].epoch, Epoch(1_000_006));
+}
+
+#[test]
+fn a_shard_that_nobody_has_led_begins_again_in_its_first_epoch() {
+    let mut answers = [answer(A, 1, 1, &[A, B]), answer(B, 1, 1, &[A, B])];
+    for answer in &mut answers {
+        answer.shards[0].promised = Epoch(0);
+        answer.shards[0].copy = None;
+    }
+    let recovered = planned(&answers).unwrap();
+    let epochs: Vec<_> = recovered.shards.iter().map(ShardRecord::order).collect();
+    let at = |epoch| (Epoch(epoch), Version(2));
+    assert_eq!(epochs, [at(1), at(2), at(2), at(2)]);
+    assert_eq!(recovered.shards[0].primary.boot, Boot(0));
 }
 
 #[test]
@@ -81,7 +116,7 @@ fn who_may_know_something_newer_must_answer() {
     check_refused(&answers, &[missing(C)]);
     // A store that only an older record names is not needed.
     let answers = [learning(answer(A, 5, 8, &[A, B])), answer(B, 5, 9, &[A, B])];
-    assert!(plan(&answers, 2, true, None).is_ok());
+    assert!(planned(&answers).is_ok());
 }
 
 #[test]
@@ -102,7 +137,7 @@ fn answers_that_do_not_fit_together_are_refused() {
     check_refused(&with(&|etcd| etcd.store.name = "node-1".into()), &[SameName { name, stores }]);
     let answers = [a.clone(), StoreKnowledge { durable: false, ..b.clone() }];
     check_refused(&answers, &[NotPromised { store: B }]);
-    assert!(plan(&answers, 2, false, None).is_ok(), "the first look asks for no promise");
+    assert!(plan(&answers, &terms(false, &[], None)).is_ok(), "the first look asks for no promise");
     check_refused(
         &[a.clone(), StoreKnowledge { damaged: true, ..b.clone() }],
         &[Damaged { store: B }],
@@ -126,7 +161,7 @@ fn a_suspect_store_stays_suspect_and_a_draining_one_is_asked_again() {
         [(StoreStatus::Suspect, StoreStatus::Suspect), (StoreStatus::Draining, StoreStatus::Active)]
     {
         one.etcd.as_mut().unwrap().store.status = was;
-        let recovered = plan(&[one.clone()], 2, true, None).unwrap();
+        let recovered = planned(&[one.clone()]).unwrap();
         assert_eq!(recovered.stores[0].1.status, becomes);
     }
 }
@@ -177,6 +212,8 @@ struct StoreModel {
     proposed: Vec<StoreId>,
     promised: Epoch,
     log: BTreeSet<u64>,
+    /// The epoch of the last entry.
+    last: Epoch,
 }
 
 impl ShardModel {
@@ -210,13 +247,14 @@ impl ShardModel {
     fn step(&mut self) {
         let all: Vec<StoreId> = self.stores.keys().copied().collect();
         let store = self.any(&all).expect("there are four");
-        match self.random.below(9) {
+        match self.random.below(10) {
             0 => self.coordinator_learns(store),
             1 => self.promote(),
             2 => self.see(store),
             3 => self.crash(store),
             4 | 5 => self.act(store),
             6 => self.change_set(store),
+            7 => self.contact(store),
             _ => self.commit(store),
         }
     }
@@ -277,6 +315,21 @@ impl ShardModel {
         }
     }
 
+    /// A primary of a new epoch reaches a member before the record is in its own log, so the member
+    /// may promise an epoch of which no store knows the record.
+    fn contact(&mut self, store: StoreId) {
+        let at = self.random.below(self.records.len() as u64) as usize;
+        let record = self.records[at].clone();
+        let begins = self.stores[&store].promised < record.epoch;
+        if let Some(member) = self.any(&record.isr)
+            && record.primary.store == store
+            && begins
+        {
+            let member = self.stores.get_mut(&member).unwrap();
+            member.promised = member.promised.max(record.epoch);
+        }
+    }
+
     /// A primary adds a learner that has its whole log, or removes a member, if the record that it
     /// has acted on is still the newest one.
     fn change_set(&mut self, store: StoreId) {
@@ -301,10 +354,10 @@ impl ShardModel {
         if to.iter().any(|store| self.stores[store].promised > epoch) {
             return false;
         }
-        let log = self.stores[&from].log.clone();
+        let (log, last) = (self.stores[&from].log.clone(), self.stores[&from].last);
         for store in to {
             let model = self.stores.get_mut(store).unwrap();
-            (model.promised, model.log) = (epoch, log.clone());
+            (model.promised, model.log, model.last) = (epoch, log.clone(), last);
         }
         true
     }
@@ -316,7 +369,9 @@ impl ShardModel {
         };
         let entry = self.next_entry;
         self.next_entry += 1;
-        self.stores.get_mut(&store).unwrap().log.insert(entry);
+        let model = self.stores.get_mut(&store).unwrap();
+        model.log.insert(entry);
+        model.last = leads.epoch;
         let members = [&leads.isr[..], &self.stores[&store].proposed].concat();
         if self.replicate(store, leads.epoch, &members) {
             self.acknowledged.insert(entry);
@@ -325,11 +380,19 @@ impl ShardModel {
 
     /// Loses etcd, asks some stores, and returns the records if there is a plan.
     fn recover(&mut self) -> Option<RecoveredRecords> {
+        let mut missing: Vec<StoreId> = self.stores.keys().copied().collect();
+        missing.retain(|_| self.random.below(4) == 0);
+        self.recover_from_others(&missing, &[])
+    }
+
+    /// Loses etcd and some stores, of which `without` are given up.
+    fn recover_from_others(
+        &self,
+        missing: &[StoreId],
+        without: &[StoreId],
+    ) -> Option<RecoveredRecords> {
         let mut answers = Vec::new();
-        for (&store, model) in &self.stores {
-            if self.random.below(4) == 0 {
-                continue;
-            }
+        for (&store, model) in self.stores.iter().filter(|(store, _)| !missing.contains(store)) {
             let known = model.seen.iter().chain(&model.acted_on);
             let newest = known.max_by_key(|record| record.order()).cloned();
             let mut answer = answer(store, 1, 1, &[store]);
@@ -337,20 +400,23 @@ impl ShardModel {
             answer.shards.truncate(1);
             answer.shards[0].promised = model.promised;
             answer.shards[0].record = newest;
+            let last = (model.last, Seq(model.log.len() as u64));
+            answer.shards[0].copy = Some(CopyEnd { last, unfit: false, damaged: false });
             answers.push(answer);
         }
-        plan(&answers, 2, true, self.planted).ok()
+        plan(&answers, &terms(true, without, self.planted)).ok()
     }
 
     /// Returns what is wrong with the records.
-    fn judge(&self, recovered: &RecoveredRecords) -> Result<(), String> {
+    fn judge(&self, recovered: &RecoveredRecords, gone: &[StoreId]) -> Result<(), String> {
         let record = &recovered.shards[0];
-        for (store, model) in &self.stores {
+        for (store, model) in self.stores.iter().filter(|(store, _)| !gone.contains(store)) {
             if model.promised >= record.epoch {
                 return Err(format!("{store} has promised {:?}: {record:?}", model.promised));
             }
             let complete = self.acknowledged.is_subset(&model.log);
-            if record.isr.contains(store) && !complete {
+            let may_lead = record.isr.contains(store) && !record.tainted.contains(store);
+            if may_lead && !complete {
                 return Err(format!("member {store} lacks something: {record:?}"));
             }
         }
@@ -368,7 +434,7 @@ fn run_model(seeds: std::ops::Range<u64>, planted: Option<Planted>) -> (u64, Opt
         }
         if let Some(records) = model.recover() {
             recovered += 1;
-            if let Err(why) = model.judge(&records) {
+            if let Err(why) = model.judge(&records, &[]) {
                 return (recovered, Some(format!("seed {seed}: {why}")));
             }
         }
@@ -388,7 +454,6 @@ fn whatever_was_acknowledged_is_on_every_member_of_a_recovered_record() {
 fn the_model_notices_each_rule_that_is_broken() {
     use Planted::*;
     for bug in [RecordNotKept, RecoveredWithoutMember, PromisesNotRecovered] {
-        // The first one shows in seed 30,758.
         let (_, wrong) = run_model(0..100_000, Some(bug));
         assert!(wrong.is_some(), "{bug:?}");
     }
@@ -407,12 +472,13 @@ fn the_children_of_a_split_are_recovered() {
         shard: record.shard(),
         promised: Epoch(4),
         record: Some(record.clone()),
+        copy: None,
     };
     let slots = |first: &ShardRecord| {
         let mut answers = [answer(A, 4, 7, &[A, B]), answer(B, 4, 7, &[A, B])];
         answers[0].shards[0] = known(first);
         answers[1].shards.push(known(&child));
-        let recovered = plan(&answers, 2, true, None).unwrap();
+        let recovered = planned(&answers).unwrap();
         recovered.shards.iter().map(|record| record.slots).take(2).collect::<Vec<_>>()
     };
     // The record of the parent that is known may be an older one.
@@ -438,4 +504,194 @@ fn a_promise_for_a_child_does_not_make_etcd_older() {
         etcd.iter().filter(|(shard, _)| **shard != hole).map(|(k, v)| (*k, v.clone())).collect();
     let known = [(hole, Epoch(3), None)];
     assert_eq!(newer_than_etcd(known.into_iter(), &without).len(), 1);
+}
+
+// ---- a store is given up ------------------------------------------------------------------------
+
+fn with_copy(mut answer: StoreKnowledge, last: (u64, u64), unfit: bool) -> StoreKnowledge {
+    for shard in &mut answer.shards {
+        shard.copy = Some(CopyEnd { last: (Epoch(last.0), Seq(last.1)), unfit, damaged: unfit });
+    }
+    answer
+}
+
+/// The first shard of the plan without these stores, and the number of losses.
+fn given_up(answers: &[StoreKnowledge], without: &[StoreId]) -> (ShardRecord, usize) {
+    let recovered = plan(answers, &terms(true, without, None)).unwrap();
+    for store in without {
+        let named = recovered.stores.iter().find(|(known, _)| known == store).unwrap();
+        assert_eq!((named.1.status, named.1.boot), (StoreStatus::Lost, Boot(0)));
+    }
+    (recovered.shards[0].clone(), recovered.losses.len())
+}
+
+#[test]
+fn without_a_follower_that_never_led_the_newest_record_continues() {
+    let answers = [answer(A, 5, 8, &[A, B, C]), answer(B, 5, 7, &[A, B, C])];
+    let (record, losses) = given_up(&answers, &[C]);
+    assert_eq!((record.isr, record.tainted, losses), (vec![A, B], vec![], 0));
+    // Two members are all that there are: the coordinator replaces the one that is gone.
+    let (record, losses) = given_up(&[answer(A, 5, 8, &[A, B])], &[B]);
+    assert_eq!((record.isr, record.tainted, losses), (vec![A, B], vec![], 0));
+}
+
+#[test]
+fn without_a_store_that_may_have_led_the_longest_log_continues_alone() {
+    let ends = |a, b| {
+        let members = [C, A, B];
+        let of = |store, last| with_copy(answer(store, 5, 8, &members), last, false);
+        [of(A, a), of(B, b)]
+    };
+    for (answers, first) in [(ends((5, 9), (5, 10)), B), (ends((5, 1), (4, 10)), A)] {
+        let (record, losses) = given_up(&answers, &[C]);
+        assert_eq!(record.primary, StoreBoot { store: first, boot: Boot(0) });
+        let other = if first == A { B } else { A };
+        assert_eq!((record.tainted, losses), (vec![other], 0));
+        assert!(!record.isr.contains(&C), "{:?}", record.isr);
+    }
+    // A is the primary of the newest record, but B has promised more.
+    let mut answers = [answer(A, 5, 8, &[A, B, C]), answer(B, 5, 8, &[A, B, C])];
+    answers[1].shards[0].promised = Epoch(6);
+    answers[1].shards[0].copy =
+        Some(CopyEnd { last: (Epoch(6), Seq(3)), unfit: false, damaged: false });
+    let (record, losses) = given_up(&answers, &[C]);
+    assert_eq!((record.primary.store, record.tainted, losses), (B, vec![A], 0));
+    assert_eq!(record.epoch, Epoch(7));
+}
+
+/// Two copies are two disks: both may have had what no other store has.
+#[test]
+fn what_may_be_lost_is_recorded() {
+    let recovered = plan(&[answer(A, 5, 8, &[A, B, C])], &terms(true, &[B, C], None)).unwrap();
+    assert_eq!(recovered.losses.len(), 4);
+    let loss = &recovered.losses[0];
+    assert_eq!((loss.shard, loss.epoch), (ShardId(0), Epoch(6)));
+    assert_eq!((loss.primary.store, loss.last), (A, (Epoch(5), Seq(8))));
+    assert_eq!(loss.given_up, [(B, None), (C, None)]);
+    assert_eq!(loss.accepted_by.as_ref().unwrap().name, "ann@host");
+    assert_eq!(recovered.shards[0].isr, [A, C], "not below min_in_sync");
+    assert_eq!(recovered.shards[0].tainted, [C]);
+    // A damaged copy may have been the longest.
+    let members = [C, A, B];
+    let damaged = with_copy(answer(B, 5, 8, &members), (5, 2), true);
+    let (record, losses) = given_up(&[answer(A, 5, 8, &members), damaged.clone()], &[C]);
+    assert_eq!((record.primary.store, losses), (A, 4));
+    // One that is still being filled has never been complete.
+    let mut filling = damaged.clone();
+    for copy in filling.shards.iter_mut().filter_map(|shard| shard.copy.as_mut()) {
+        copy.damaged = false;
+    }
+    let (record, losses) = given_up(&[answer(A, 5, 8, &members), filling], &[C]);
+    assert_eq!((record.primary.store, losses), (A, 0));
+    let none = RecoveryRefusal::NoCopy { first: ShardId(0), shards: 4 };
+    assert_eq!(plan(&[damaged], &terms(true, &[A, C], None)), Err(vec![none]));
+}
+
+#[test]
+fn a_store_that_answers_is_not_given_up_and_one_that_is_not_named_is_not_recorded() {
+    let answers = [answer(A, 5, 8, &[A, B]), answer(B, 5, 8, &[A, B])];
+    let refused = plan(&answers, &terms(true, &[B], None));
+    assert_eq!(refused, Err(vec![RecoveryRefusal::NotLost { store: B }]));
+    let recovered = plan(&answers, &terms(true, &[C], None)).unwrap();
+    assert_eq!(recovered, planned(&answers).unwrap());
+}
+
+/// One of four stores is lost together with etcd. Returns the number of plans in which another one
+/// than the lost store continues alone, and the first plan that was wrong.
+fn run_model_without_one(
+    seeds: std::ops::Range<u64>,
+    planted: Option<Planted>,
+) -> (u64, Option<String>) {
+    let mut alone = 0;
+    for seed in seeds {
+        let mut model = ShardModel::new(seed, planted);
+        for _ in 0..20 + model.random.below(60) {
+            model.step();
+        }
+        let lost = [A, B, C, StoreId(4)][model.random.below(4) as usize];
+        let Some(records) = model.recover_from_others(&[lost], &[lost]) else { continue };
+        alone += u64::from(!records.shards[0].tainted.is_empty());
+        let wrong = model.judge(&records, &[lost]).err();
+        let wrong = wrong.or((!records.losses.is_empty()).then(|| "a loss".to_owned()));
+        if let Some(why) = wrong {
+            return (alone, Some(format!("seed {seed}, {lost} is lost: {why}")));
+        }
+    }
+    (alone, None)
+}
+
+#[test]
+fn without_one_store_nothing_that_was_acknowledged_is_lost() {
+    let (alone, wrong) = run_model_without_one(0..20_000, None);
+    assert_eq!(wrong, None);
+    assert!(alone > 1_000, "in {alone} of 20,000 one copy continues alone");
+}
+
+#[test]
+#[cfg(feature = "planted-bugs")]
+fn the_model_notices_that_a_store_that_was_given_up_may_have_led() {
+    let (_, wrong) = run_model_without_one(0..200_000, Some(Planted::GivenUpNeverLed));
+    assert!(wrong.is_some());
+}
+
+/// The shard 0 of `answer` was split at its middle, and no store that answers has seen the record
+/// of the child. `copy`: B has a copy of the child, with this promise and this last entry.
+fn split_unseen(primary: StoreId, copy: Option<(u64, (u64, u64))>) -> [StoreKnowledge; 2] {
+    let mut isr = vec![primary];
+    isr.extend([A, B, C].into_iter().filter(|&store| store != primary));
+    let mut answers = [answer(A, 5, 8, &isr), answer(B, 5, 8, &isr)];
+    if let Some((promised, (epoch, seq))) = copy {
+        let last = (Epoch(epoch), Seq(seq));
+        answers[1].shards.push(ShardKnowledge {
+            shard: ShardId(100),
+            promised: Epoch(promised),
+            record: None,
+            copy: Some(CopyEnd { last, unfit: false, damaged: false }),
+        });
+    }
+    answers
+}
+
+#[test]
+fn a_child_that_a_given_up_store_may_have_led_gets_a_record() {
+    let recovered = |answers: &[StoreKnowledge], without: &[StoreId]| {
+        plan(answers, &terms(true, without, None)).unwrap().shards
+    };
+    let end = u16::MAX / 4;
+    // C may have led the child after the split.
+    let shards = recovered(&split_unseen(C, Some((5, (5, 9)))), &[C]);
+    assert_eq!((shards[0].slots.hi, shards[1].slots), (99, Slots { lo: 100, hi: end }));
+    assert_eq!((shards[1].primary.store, &shards[1].tainted), (B, &vec![A]));
+    assert_eq!(shards[1].order(), (Epoch(6), Version(1)));
+    // A leads the parent and has no record of the child, so no process led the child in A's epoch.
+    let shards = recovered(&split_unseen(A, Some((5, (5, 9)))), &[C]);
+    assert_eq!((shards[1].primary.store, &shards[1].tainted), (A, &vec![]));
+    assert_eq!((&shards[1].isr, shards.len()), (&vec![A, B], 5));
+    // In a later epoch C may have, of the child or of the parent.
+    let shards = recovered(&split_unseen(A, Some((7, (7, 3)))), &[C]);
+    assert_eq!((shards[1].primary.store, &shards[1].tainted), (B, &vec![A]));
+    assert_eq!(shards[1].epoch, Epoch(8));
+    let mut answers = split_unseen(A, Some((5, (5, 9))));
+    answers[1].shards[0].promised = Epoch(6);
+    let shards = recovered(&answers, &[C]);
+    assert_eq!((shards[1].primary.store, &shards[1].tainted), (B, &vec![A]));
+    // Without a copy nothing was acknowledged of the child: the parent's primary splits it again.
+    let shards = recovered(&split_unseen(C, None), &[C]);
+    assert_eq!((shards[0].slots.hi, shards.len()), (end, 4));
+}
+
+#[test]
+fn a_child_of_a_child_gets_a_record_and_whole_members_need_none() {
+    let mut answers = split_unseen(C, Some((5, (5, 9))));
+    let grandchild = ShardKnowledge { shard: ShardId(200), ..answers[1].shards[4].clone() };
+    answers[1].shards.push(grandchild);
+    let recovered = plan(&answers, &terms(true, &[C], None)).unwrap().shards;
+    let slots: Vec<_> = recovered.iter().map(|record| (record.slots.lo, record.slots.hi)).collect();
+    assert_eq!(slots[..3], [(0, 99), (100, 199), (200, u16::MAX / 4)]);
+    // If every member answers, the parent's primary writes both records again, above the promise.
+    let mut all = split_unseen(A, Some((9, (5, 9)))).to_vec();
+    all.push(answer(C, 5, 8, &[A, B, C]));
+    let recovered = planned(&all).unwrap().shards;
+    assert_eq!((recovered.len(), recovered[0].slots.hi), (4, u16::MAX / 4));
+    assert_eq!(recovered[0].epoch, Epoch(10));
 }

@@ -278,7 +278,10 @@ impl Primary {
         assert!(record.epoch == self.epoch, "a record of another epoch is never adopted");
         assert!(record.version > self.record.version, "M shrinks only by a higher version");
         let passed_over = record.version.0 > self.record.version.0 + 1;
-        let before: BTreeSet<_> = self.followers.keys().copied().collect();
+        // A store that has left and still counts may have deleted its copy, like one that was not
+        // named at all.
+        let before: BTreeSet<_> =
+            self.followers.keys().copied().filter(|&store| self.is_named(store)).collect();
         self.leaving = self.members(None).iter().copied().collect();
         self.leaving.retain(|member| !record.isr.contains(member));
         self.record = record;
@@ -289,16 +292,25 @@ impl Primary {
         self.match_followers();
         let mut unproven = Vec::new();
         for (&store, follower) in &mut self.followers {
+            let returns = !before.contains(&store);
             let may_have_changed = passed_over && !self.record.isr.contains(&store);
-            if may_have_changed && follower.is_fed() {
+            if (may_have_changed || returns) && follower.is_fed() {
                 follower.feed = Feed::Cut;
             }
-            if may_have_changed || !before.contains(&store) {
+            if may_have_changed || returns {
                 follower.acked = Seq(0);
                 unproven.push(store);
             }
         }
         unproven
+    }
+
+    /// Returns whether the record or a proposal names the store as a member or a learner.
+    fn is_named(&self, store: StoreId) -> bool {
+        let proposed = self.proposals.iter().map(|proposal| &proposal.record);
+        let mut records = proposed.chain([&self.record]);
+        records.any(|record| record.isr.contains(&store) || record.learners.contains(&store))
+            || self.joining.is_some_and(|(joining, _)| joining == store)
     }
 
     /// Notes that the newest record is durable in the own log: what left the in-sync set by it no
@@ -344,6 +356,24 @@ impl Primary {
     /// Returns whether a proposal is in flight or its outcome is unknown.
     pub fn is_unsettled(&self) -> bool {
         !self.proposals.is_empty()
+    }
+
+    /// Returns whether a review has nothing to decide, as long as all members are well and nothing
+    /// waits for its commit.
+    pub fn is_at_rest(&self) -> bool {
+        let streams = |follower: &Follower| {
+            matches!(follower.feed, Feed::Streaming { .. }) && !follower.lost_acked_data
+        };
+        self.active
+            && !self.frozen
+            && self.stepping_down.is_none()
+            && self.joining.is_none()
+            && self.progress.blocked.is_none()
+            && !self.is_unsettled()
+            && self.leaving.is_empty()
+            && self.record.learners.is_empty()
+            && self.record.tainted.is_empty()
+            && self.followers.values().all(streams)
     }
 
     /// Returns whether a proposal is in flight.

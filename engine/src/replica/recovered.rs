@@ -1,7 +1,8 @@
 //! The replicas of a store as recovery found them on its disk.
 
-use crate::entry::Entry;
+use crate::entry::{Entry, Position};
 use crate::ids::{CopyNo, Epoch, ShardId, Slots};
+use crate::message::{CopyEnd, ShardKnowledge};
 use crate::shard::state::ShardState;
 use crate::shard_record::ShardRecord;
 
@@ -31,4 +32,26 @@ pub struct RecoveredContent {
     pub entries: Vec<Entry>,
     /// The copy may be wrong: it is not promotable and is to be replaced by a snapshot.
     pub suspect: bool,
+}
+
+impl RecoveredReplica {
+    /// Returns what the log and the state know about the shard, for a recovery of etcd.
+    pub fn knowledge(&self) -> ShardKnowledge {
+        ShardKnowledge {
+            shard: self.shard,
+            promised: self.promised,
+            record: self.acted_on.as_deref().cloned(),
+            copy: self.content.as_ref().map(RecoveredContent::end),
+        }
+    }
+}
+
+impl RecoveredContent {
+    /// A copy that was being filled is not known as such here: it has no barrier of the epoch that
+    /// it follows, so its end is below that of a complete one.
+    fn end(&self) -> CopyEnd {
+        let last = self.entries.last().map_or(self.state.applied, Entry::position);
+        let Position { epoch, seq, .. } = last;
+        CopyEnd { last: (epoch, seq), unfit: self.suspect, damaged: self.suspect }
+    }
 }

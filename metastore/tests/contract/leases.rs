@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use engine::ids::{Boot, StoreId};
-use engine::records::{GatewayRecord, NameRecord, NodeRecord, StoreRecord};
+use engine::records::{GatewayRecord, NameRecord, NodeRecord, StoreRecord, StoreStatus};
 use metastore::{
     BootGuard, CasOutcome, HeldKey, Lease, LeaseEvent, LeaseSettings, Metastore, Settings,
 };
@@ -246,6 +246,36 @@ async fn the_same_boot_with_another_nonce_does_not_register() {
     assert_eq!(store.get::<NodeRecord>(&STORE).await.expect("a read"), None);
 }
 
+/// A store was removed while its process hung: the process must not register again.
+#[tokio::test]
+async fn the_process_of_a_store_that_was_removed_ends() {
+    let (_etcd, store) = start().await;
+    let removed = StoreRecord { status: StoreStatus::Retired, ..store_record(1, 11) };
+    store.create(&STORE, &removed).await.expect("an answer");
+    let mut lease = store.hold(vec![node(1, 11)], settings());
+    assert!(matches!(next_change(&mut lease).await, Some(LeaseEvent::Granted { .. })));
+    assert_eq!(next_change(&mut lease).await, Some(LeaseEvent::GivenUp));
+    assert_eq!(next_change(&mut lease).await, None);
+    assert_eq!(store.get::<NodeRecord>(&STORE).await.expect("a read"), None);
+}
+
+#[tokio::test]
+async fn a_record_for_a_limited_time_is_deleted_by_etcd() {
+    let (_etcd, store) = start().await;
+    let record = store_record(1, 11);
+    let made = store.create_for(&STORE, &record, 5).await.expect("an answer");
+    let CasOutcome::Done { mod_revision } = made else { panic!("{made:?}") };
+    let kept = store.get::<StoreRecord>(&STORE).await.expect("a read").expect("it stands");
+    assert_eq!((&kept.record, kept.modified), (&record, mod_revision));
+    assert_eq!(store.create_for(&STORE, &record, 5).await.expect("an answer"), CasOutcome::Failed);
+    within(15, async {
+        while store.get::<StoreRecord>(&STORE).await.expect("a read").is_some() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+}
+
 /// The coordinator marks a store as `suspect` while its node registers: the node must not give up.
 #[tokio::test]
 async fn a_changed_store_record_of_the_same_boot_does_not_end_a_node() {
@@ -256,7 +286,7 @@ async fn a_changed_store_record_of_the_same_boot_does_not_end_a_node() {
     let mut lease = store.hold(vec![node(1, 11)], quick);
     let created = registered(&mut lease).await;
     let mut record = store_record(1, 11);
-    record.status = engine::records::StoreStatus::Suspect;
+    record.status = StoreStatus::Suspect;
     store.replace::<StoreRecord>(&STORE, &record, revision).await.expect("an answer");
     for _ in 0..5 {
         confirmed(&mut lease).await;

@@ -1,7 +1,9 @@
 //! A lost etcd: its records are rebuilt whole or followed by nobody; and snapshots.
 
-use engine::ids::{Epoch, ShardId, StoreId, Version};
-use engine::records::{Meta, NameRecord, StoreRecord};
+use engine::ids::{Boot, Epoch, Seq, ShardId, StoreBoot, StoreId, TimeMs, Version};
+use engine::records::{
+    LossRecord, Meta, NameRecord, Operator, PauseIntent, RemoveIntent, StoreRecord,
+};
 use engine::recovery_plan::RecoveredRecords;
 use engine::shard_record::ShardRecord;
 use metastore::{
@@ -31,16 +33,30 @@ fn recovered() -> RecoveredRecords {
         meta: meta(2),
         stores: vec![(StoreId(1), store_record(3, 99))],
         shards: (0..SHARDS).map(newer).collect(),
+        losses: vec![LossRecord {
+            shard: ShardId(7),
+            epoch: Epoch(9),
+            primary: StoreBoot { store: StoreId(1), boot: Boot(0) },
+            last: (Epoch(8), Seq(70)),
+            given_up: vec![(StoreId(2), None)],
+            accepted_by: Some(operator()),
+        }],
     }
+}
+
+fn operator() -> Operator {
+    Operator { at: TimeMs(5), name: "ann@host".into() }
 }
 
 async fn written(store: &Metastore) -> RecoveredRecords {
     let shards = store.list::<ShardRecord>().await.expect("a list").all;
     let stores = store.list::<StoreRecord>().await.expect("a list").all;
+    let losses = store.list::<LossRecord>().await.expect("a list").all;
     RecoveredRecords {
         meta: store.get::<Meta>(&()).await.expect("a read").expect("it is written last").record,
         stores: stores.into_iter().map(|kept| (kept.id, kept.record)).collect(),
         shards: shards.into_iter().map(|kept| kept.record).collect(),
+        losses: losses.into_iter().map(|kept| kept.record).collect(),
     }
 }
 
@@ -54,6 +70,9 @@ async fn the_records_of_a_lost_etcd_replace_all_that_is_there() {
     }
     store.create(&StoreId(5), &store_record(1, 1)).await.expect("an answer");
     store.create(&StoreId(5), &DrainIntent).await.expect("an answer");
+    let remove = RemoveIntent { boot: Boot(3), from: operator() };
+    store.create(&StoreId(5), &remove).await.expect("an answer");
+    store.create(&(), &PauseIntent { from: operator() }).await.expect("an answer");
     let candidate = CoordinatorRecord { address: "127.0.0.1:1".into() };
     let mut election = store.stand_for_election(&candidate, LeaseSettings::default());
     let Some(LeadershipChange::Leading { term }) = within(10, election.next()).await else {
@@ -72,6 +91,8 @@ async fn the_records_of_a_lost_etcd_replace_all_that_is_there() {
         assert_eq!(found, recovered());
     }
     assert_eq!(store.list::<DrainIntent>().await.expect("a list").all, []);
+    assert_eq!(store.list::<RemoveIntent>().await.expect("a list").all, []);
+    assert_eq!(store.get::<PauseIntent>(&()).await.expect("a read"), None);
     let name = store_record(3, 99).name;
     let named = store.get::<NameRecord>(&name).await.expect("a read").expect("it has its name");
     assert_eq!(named.record.store, StoreId(1));

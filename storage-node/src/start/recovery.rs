@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use engine::etcd_memory::EtcdMemory;
 use engine::ids::{Boot, Epoch, ShardId, StoreBoot};
-use engine::message::{NodeQuery, NodeQueryReply, ShardKnowledge, StoreKnowledge};
+use engine::message::{NodeQuery, NodeQueryReply, StoreKnowledge};
+use engine::node::RecoveredReplica;
 use engine::records::{Meta, StoreRecord, StoreStatus};
 use engine::recovery_plan::newer_than_etcd;
 use engine::shard_record::ShardRecord;
@@ -168,12 +169,10 @@ fn knowledge(contents: &DiskContents) -> StoreKnowledge {
         let store = StoreRecord { boot: boot.max(Boot(1)), nonce, status, ..memory.store.clone() };
         Box::new(EtcdMemory { store, ..*memory })
     });
-    let shards = contents.replicas.iter().map(|replica| ShardKnowledge {
-        shard: replica.shard,
-        promised: replica.promised,
-        record: replica.acted_on.as_deref().cloned(),
-    });
-    let damaged = !contents.damage.is_empty();
+    let shards = contents.replicas.iter().map(RecoveredReplica::knowledge);
+    // Damage that an earlier start has found may have taken records, too, as long as no other
+    // primary has filled the copies since.
+    let damaged = contents.is_suspect();
     StoreKnowledge { from, etcd, durable: true, damaged, shards: shards.collect() }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! `cargo run --profile ci -p tests --bin planner-speed`
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::time::Instant;
 
@@ -11,7 +11,7 @@ use engine::coordinator::planner::{
     PlannedChange, PlannerInput, PlannerLimits, ShardView, Store, StoreState, changes, place,
 };
 use engine::ids::{Boot, Epoch, StoreBoot, StoreId, Version};
-use engine::shard_record::ShardRecord;
+use engine::shard_record::{ShardRecord, peers};
 
 const NODES: u128 = 200;
 const SHARDS: u32 = 4_096;
@@ -67,24 +67,31 @@ struct Settled {
     slowest_ms: f64,
     mean_ms: f64,
     loads: (usize, usize),
+    /// The most other nodes that a node shares shards with.
+    peers: usize,
+    /// The different sets of nodes that hold a shard: when all nodes of one fail, it is lost.
+    sets: usize,
     is_at_rest: bool,
 }
 
 impl std::fmt::Display for Settled {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { plans, changes, slowest_ms, mean_ms, loads: (least, most), is_at_rest } = self;
+        let Self { plans, changes, slowest_ms, mean_ms, loads, peers, sets, is_at_rest } = self;
+        let (least, most) = loads;
         let rest = if *is_at_rest { "" } else { ", and not at rest yet" };
         write!(
             out,
             "{plans} plans of {mean_ms:.1} ms, slowest {slowest_ms:.1} ms; {changes} changes; \
-             {least} to {most} replicas per node{rest}"
+             {least} to {most} replicas and at most {peers} peers per node, {sets} different \
+             sets{rest}"
         )
     }
 }
 
 impl PlannedCluster {
     fn new(stores: Vec<Store>) -> Self {
-        let placed = place(&stores, &[], SHARDS as usize, REPLICAS).expect("there are many nodes");
+        let placed = place(&stores, &[], SHARDS as usize, REPLICAS, &PlannerLimits::default());
+        let placed = placed.expect("there are many nodes");
         let record =
             |(slots, placement): (_, engine::coordinator::planner::Placement)| ShardRecord {
                 slots,
@@ -121,8 +128,14 @@ impl PlannedCluster {
                 loads.values().min().copied().unwrap_or(0),
                 loads.values().max().copied().unwrap_or(0),
             ),
+            peers: self.peers_max(),
+            sets: self.shards.iter().map(|record| &record.target).collect::<BTreeSet<_>>().len(),
             is_at_rest,
         }
+    }
+
+    fn peers_max(&self) -> usize {
+        peers(&self.shards).values().map(BTreeSet::len).max().unwrap_or(0)
     }
 
     fn plan(&self) -> Vec<PlannedChange> {

@@ -117,6 +117,8 @@ pub enum Path {
     LateTxn,
     /// A process noticed that etcd was restored from an old snapshot.
     EtcdWentBack,
+    /// All of etcd was lost, and rebuilt from what the stores know.
+    EtcdRebuilt,
 
     // -- time
     /// Hours or days passed while nothing was in flight.
@@ -191,7 +193,7 @@ pub enum Path {
 }
 
 impl Path {
-    pub const ALL: [Self; 77] = [
+    pub const ALL: [Self; 78] = [
         Self::TailSurvived,
         Self::TailTruncated,
         Self::FailoverWithoutData,
@@ -237,6 +239,7 @@ impl Path {
         Self::ProposalUnknown,
         Self::LateTxn,
         Self::EtcdWentBack,
+        Self::EtcdRebuilt,
         Self::Leapt,
         Self::ShardTimeLeapt,
         Self::GroupTorn,

@@ -166,6 +166,7 @@ pub struct SimDisk {
 
 /// The disk while a process has it open.
 struct DiskInUse {
+    store: StoreId,
     log: OpenLog,
     jobs: VecDeque<LogRequest>,
     /// The records of the group that is being gathered.
@@ -294,11 +295,22 @@ impl SimDisk {
         open.synced = group;
         open.log.synced(&mut self.stored.log, group);
         self.stored.durable.synced(group);
+        self.report_durable(core);
         self.last_synced_at = core.now;
         if self.images_of_a_run && self.rng.below(300) == 0 {
             self.image = Some(Box::new(self.stored.clone()));
         }
         self.log_jobs(core, me);
+    }
+
+    /// Reports what has become durable. A disk that is an older image of one that has served since
+    /// is not the store's.
+    fn report_durable(&mut self, core: &mut Core) {
+        let changed = self.stored.durable.take_changed(&self.stored.records);
+        let Some(store) = self.open.as_ref().map(|open| open.store) else { return };
+        for found in changed.into_iter().filter(|_| !self.stored.outdated) {
+            core.oracle.durable(store, found);
+        }
     }
 
     /// The group that makes everything durable that was written so far.
@@ -529,6 +541,7 @@ impl SimDisk {
         };
         let next_group = resume.next_group.max(1);
         self.open = Some(DiskInUse {
+            store,
             log: OpenLog::new(resume, self.sizes),
             jobs: VecDeque::new(),
             records: Vec::new(),
@@ -536,6 +549,7 @@ impl SimDisk {
             synced: next_group - 1,
             full: false,
         });
+        self.report_durable(core);
         let (identity, replicas) = (plan.identity, plan.replicas);
         Opened { identity, replicas, next_group, suspect, nameless }
     }

@@ -44,6 +44,8 @@ pub struct Draws {
     /// Logs are short and entries are large: logs get too long, and are trimmed, carried and
     /// replaced all the time.
     tight_log: bool,
+    /// The stream of the limits that came later: the seeds recorded before them stay as they are.
+    later: Rng,
     pub drawings: Drawings,
 }
 
@@ -53,7 +55,8 @@ impl Draws {
         let small_percent = [0, 10, 40, 90][rng.index(4)];
         let short_percent = if rng.percent(20) { 0 } else { 100 };
         let tight_log = rng.percent(10);
-        Self { rng, small_percent, short_percent, tight_log, drawings: Drawings::new() }
+        let later = Rng::new(seed.rotate_left(21) ^ 0x1A7E_D4A3);
+        Self { rng, small_percent, short_percent, tight_log, later, drawings: Drawings::new() }
     }
 
     /// Draws a limit of the log: like any other, or in some seeds so small that runs of some
@@ -80,6 +83,14 @@ impl Draws {
         };
         self.note(name, value, shipped as u64);
         value as usize
+    }
+
+    /// Draws a limit as [`Self::size`] does, from the later stream.
+    pub fn later_size(&mut self, name: &'static str, least: usize, shipped: usize) -> usize {
+        std::mem::swap(&mut self.rng, &mut self.later);
+        let value = self.size(name, least, shipped);
+        std::mem::swap(&mut self.rng, &mut self.later);
+        value
     }
 
     /// Draws a wait in milliseconds: as shipped, or, in most seeds, one that a run of some seconds

@@ -187,6 +187,14 @@ pub enum SimEvent {
     EtcdLeases,
     /// The real etcd replaces a restored one again: processes that noticed are restarted.
     EtcdPutRight,
+    /// All of etcd is lost, with everything that is in it.
+    EtcdLost,
+    /// The operator asks all nodes, and rebuilds etcd if all have answered.
+    EtcdRebuild,
+    /// The operator restarts a process that has run since before the loss.
+    LeavesOldEtcd {
+        process: ProcessId,
+    },
     Answered(ClientReply),
     Client {
         client: usize,

@@ -77,6 +77,7 @@ pub mod token_clients;
 
 // The faults.
 pub mod disk_faults;
+pub mod etcd_loss;
 pub mod faults;
 pub mod leaps;
 pub mod operator;

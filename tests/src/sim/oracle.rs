@@ -17,6 +17,7 @@ use super::checker::digests::Digests;
 use super::checker::identity::Identities;
 use super::checker::in_sync_set::InSyncSet;
 use super::checker::limits::LimitsChecker;
+use super::checker::logged_records::{DurableShard, LoggedRecords};
 use super::checker::logs_match::LogsMatch;
 use super::checker::memory::MemoryChecker;
 use super::checker::moves::Moves;
@@ -45,6 +46,7 @@ pub struct Oracle {
     logs: LogsMatch,
     memory: MemoryChecker,
     in_sync: InSyncSet,
+    logged: LoggedRecords,
     never_back: NeverBack,
     digests: Digests,
     sessions: SessionRows,
@@ -124,6 +126,7 @@ impl Oracle {
             }
             self.never_back.look(me, &view, &mut self.violations);
             self.in_sync.look(me, &view, &mut self.violations);
+            self.logged.look(&view, &mut self.violations);
             self.moves.look(now, me, &view, &mut self.violations);
             let applied = view.state.applied;
             let primary = view.primary.map_or(0, |primary| primary.epoch.0);
@@ -181,6 +184,29 @@ impl Oracle {
     pub fn harmed(&mut self, store: StoreId) {
         self.never_back.harmed(store);
         self.in_sync.harmed(store);
+        self.logged.harmed(store);
+    }
+
+    /// Returns the number of shards of which some log has a record.
+    pub fn logged_shards(&self) -> usize {
+        self.logged.known_shards()
+    }
+
+    /// Returns the number of shards of which the log of another store has a record.
+    pub fn logged_without(&self, store: StoreId) -> usize {
+        self.logged.known_without(store)
+    }
+
+    /// All of etcd is lost: records that no store has acted on are as if they had never been.
+    pub fn etcd_lost(&mut self) {
+        self.never_back.etcd_lost();
+        self.in_sync.etcd_lost();
+        self.logged.etcd_lost();
+    }
+
+    /// This is durable on the store's disk from now on.
+    pub fn durable(&mut self, store: StoreId, found: DurableShard) {
+        self.logged.durable(store, found, &mut self.violations);
     }
 
     pub fn record_written(&mut self, config: &ShardRecord) {
@@ -188,6 +214,7 @@ impl Oracle {
         floor::check(config, self.min_in_sync, &mut self.violations);
         self.never_back.record_written(config, &mut self.violations);
         self.in_sync.record_written(config, &mut self.violations);
+        self.logged.record_written(config);
         self.one_primary.assigned(config, &mut self.violations);
     }
 }

@@ -13,7 +13,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use engine::ids::StoreId;
-use engine::shard_record::ShardRecord;
+use engine::shard_record::{ShardRecord, peers};
 
 use super::checker::{self, RunFacts, Violation};
 use super::cluster::SimCluster;
@@ -283,13 +283,8 @@ impl ScaleRun {
     }
 
     fn measure_balance(&mut self) {
-        let mut peers: BTreeMap<StoreId, BTreeSet<StoreId>> = BTreeMap::new();
-        for record in self.records() {
-            for &store in &record.isr {
-                peers.entry(store).or_default().extend(&record.isr);
-            }
-        }
-        self.report.peers_max = peers.values().map(|all| all.len() - 1).max().unwrap_or(0);
+        let peers = peers(&self.records());
+        self.report.peers_max = peers.values().map(BTreeSet::len).max().unwrap_or(0);
         self.report.copies = self.spread(|record| record.isr.clone());
         self.report.leads = self.spread(|record| vec![record.primary.store]);
     }

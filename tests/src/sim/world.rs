@@ -51,6 +51,9 @@ impl SimWorld {
         if let Some(every) = cluster.core.plan.splits.every {
             cluster.core.at(600_000 + every, SimEvent::OperatorSplits);
         }
+        if let Some(at) = cluster.core.plan.etcd_loss.at {
+            cluster.core.at(at, SimEvent::EtcdLost);
+        }
         for (at, far) in cluster.core.plan.leaps.all.clone() {
             cluster.core.at(at, SimEvent::Leap { far, since: at });
         }
@@ -138,7 +141,9 @@ impl SimWorld {
         let refusing = nodes.iter().find(|node| node.is_full());
         let refusing = refusing.map(|node| format!("{:?} takes no writes", node.place));
         let mut shards = core.etcd.shards();
+        let lost = core.etcd.is_lost().then(|| "etcd is not rebuilt".to_owned());
         refusing
+            .or(lost)
             .or_else(|| shards.find_map(|(config, _)| heals::unfinished(config, replicas, node)))
     }
 
@@ -220,6 +225,9 @@ impl SimWorld {
             }
             SimEvent::EtcdLeases => core.etcd_leases(),
             SimEvent::EtcdPutRight => cluster.etcd_put_right(),
+            SimEvent::EtcdLost => cluster.etcd_is_lost(),
+            SimEvent::EtcdRebuild => cluster.etcd_is_rebuilt(),
+            SimEvent::LeavesOldEtcd { process } => cluster.leaves_old_etcd(process),
             SimEvent::Answered(answered) => cluster.clients.answered(core, answered),
             SimEvent::Client { client } => cluster.clients.ask(core, client),
             SimEvent::FinalRead { counter } => cluster.clients.read_finally(core, counter),

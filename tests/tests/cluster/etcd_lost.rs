@@ -1,5 +1,5 @@
-//! All of etcd is lost, or an old snapshot of it is restored, while the cluster counts: `dkc
-//! recover-etcd` writes it anew, and all counts are exact.
+//! All of etcd is lost, or an old snapshot of it is restored, while the cluster counts, or etcd and
+//! a disk are lost: `dkc recover-etcd` writes it anew, and all counts are exact.
 
 use std::fs;
 use std::path::Path;
@@ -74,27 +74,65 @@ fn an_old_snapshot_of_etcd_is_restored() {
     check(cluster, load, lost);
 }
 
+/// The disk of a node is lost with etcd. What that node did last is not known, but the others have
+/// every increment that it acknowledged.
+#[test]
+fn a_disk_is_lost_with_etcd() {
+    let cluster = Cluster::start(&["--gateways", "2"]);
+    cluster.wait_until_full(3);
+    let keys = cluster.key_per_shard("disk");
+    let load = Load::start(&cluster.gateways(), "disk", &keys);
+    load.wait_for_all(20, SOON);
+
+    let lost = Instant::now();
+    let coordinator = cluster.kill("coordinator-1");
+    let etcd = cluster.kill("etcd");
+    fs::remove_dir_all(cluster.folder().join("etcd")).expect("a folder");
+    let dead = cluster.kill("node-3");
+    fs::remove_dir_all(dead.data()).expect("the folder of a node that is dead");
+    cluster.start_again(&etcd);
+
+    let left = ["node-1", "node-2"].map(|name| cluster.process(name));
+    let refused = run_recovery(&cluster, &left, &[]).expect_err("a store is missing");
+    let missing = |line: &str| Some(line.strip_prefix("- store ")?.split_once(' ')?.0.to_owned());
+    let store = refused.lines().find_map(missing).expect("the store is named");
+    let said = run_recovery(&cluster, &left, &["--without", &store]).expect("it is given up");
+    tests::note(&format!("{:?} after the loss: {}", lost.elapsed(), said.trim()));
+    assert!(!said.contains("may lack"), "{said}");
+    cluster.start_again(&dead);
+    restart_all(&cluster, &coordinator);
+    check(cluster, load, lost);
+}
+
 /// Runs the command until all nodes have answered: one that was just started does so after a
 /// second.
 #[track_caller]
 fn recover(cluster: &Cluster, lost: Instant) {
     let nodes: Vec<_> = cluster.processes().into_iter().filter(is_node).collect();
-    let etcd = cluster.process("etcd");
     until(RECOVERED_WITHIN, || {
-        let mut command = Command::new(dkc_binary());
-        command.args(["recover-etcd", "--etcd", etcd.address("grpc")]);
-        let ended = command.args(nodes.iter().map(|node| node.address("grpc"))).output();
-        let ended = ended.map_err(|error| error.to_string())?;
-        let said =
-            [ended.stdout, ended.stderr].map(|out| String::from_utf8_lossy(&out).into_owned());
-        match ended.status.success() {
-            true => {
-                tests::note(&format!("{:?} after the loss: {}", lost.elapsed(), said[0].trim()));
-                Ok(())
-            }
-            false => Err(said.concat()),
-        }
+        let said = run_recovery(cluster, &nodes, &[])?;
+        tests::note(&format!("{:?} after the loss: {}", lost.elapsed(), said.trim()));
+        Ok(())
     });
+}
+
+/// Runs the command once. Returns what it printed.
+fn run_recovery(
+    cluster: &Cluster,
+    nodes: &[ClusterProcess],
+    flags: &[&str],
+) -> Result<String, String> {
+    let etcd = cluster.process("etcd");
+    let mut command = Command::new(dkc_binary());
+    command.args(["recover-etcd", "--etcd", etcd.address("grpc")]);
+    command.args(nodes.iter().map(|node| node.address("grpc"))).args(flags);
+    let ended = command.output().map_err(|error| error.to_string())?;
+    let printed =
+        [ended.stdout, ended.stderr].map(|out| String::from_utf8_lossy(&out).into_owned());
+    match ended.status.success() {
+        true => Ok(printed[0].clone()),
+        false => Err(printed.concat()),
+    }
 }
 
 fn is_node(process: &ClusterProcess) -> bool {

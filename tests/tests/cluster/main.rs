@@ -13,6 +13,7 @@ mod damage;
 mod etcd_lost;
 mod failover;
 mod folders;
+mod grow;
 mod leaving;
 mod metastore_away;
 mod replicas;

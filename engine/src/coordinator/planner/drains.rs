@@ -8,6 +8,7 @@ use std::fmt;
 
 use crate::coordinator::planner::{Store, StoreState};
 use crate::ids::StoreId;
+use crate::shard_record::ShardRecord;
 
 /// The reason why a store can't be emptied, or only at the cost of a zone.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -26,12 +27,18 @@ pub enum DrainObstacle {
     },
 }
 
-/// Returns why `drained` can't be emptied into the other stores as they are now.
-pub fn drain_obstacle(
+/// Returns why `drained` can't be emptied into the other stores as they are now. A store that
+/// drains already, or holds nothing, is not in question.
+pub fn drain_obstacle<'a>(
     stores: &[Store],
+    mut shards: impl Iterator<Item = &'a ShardRecord>,
     drained: StoreId,
     replicas: usize,
 ) -> Option<DrainObstacle> {
+    let drains = |it: &Store| it.id == drained && it.state == StoreState::Draining;
+    if stores.iter().any(drains) || !shards.any(|record| record.mentions(drained)) {
+        return None;
+    }
     let takes = |store: &&Store| store.id != drained && store.state == StoreState::Ready;
     let others: Vec<&Store> = stores.iter().filter(takes).collect();
     if others.len() < replicas {
@@ -77,9 +84,17 @@ mod tests {
             state: StoreState::Ready,
         };
         let mut stores: Vec<Store> = all.zip(1..).map(store).collect();
-        assert_eq!(drain_obstacle(&stores, StoreId(1), 3), want);
+        let record = ShardRecord { target: vec![StoreId(1)], ..ShardRecord::default() };
+        let obstacle = |stores: &[Store], shards: &[ShardRecord]| {
+            drain_obstacle(stores, shards.iter(), StoreId(1), 3)
+        };
+        let shards = [record];
+        assert_eq!(obstacle(&stores, &shards), want);
         stores.push(Store { state: StoreState::Away, ..store(("new", 99)) });
-        assert_eq!(drain_obstacle(&stores, StoreId(1), 3), want, "a store that is away is none");
+        assert_eq!(obstacle(&stores, &shards), want, "a store that is away is none");
+        assert_eq!(obstacle(&stores, &[]), None, "it holds nothing");
+        stores[0].state = StoreState::Draining;
+        assert_eq!(obstacle(&stores, &shards), None, "it drains already");
     }
 
     #[test]

@@ -12,9 +12,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::coordinator::planner::{
-    Nearness, PlannedChange, PlannerInput, PlannerLimits, ShardView, Store, StoreState, Stores,
-    by_id, changes, known,
+    DrainObstacle, Nearness, PlannedChange, PlannerInput, PlannerLimits, ShardView, Store,
+    StoreState, Stores, by_id, changes, drain_obstacle, known,
 };
+use crate::coordinator::words::words;
 use crate::ids::{ShardId, StoreId};
 use crate::shard_record::{self, ShardRecord};
 
@@ -37,29 +38,6 @@ pub struct PlannedMove {
     pub round: usize,
     /// The time since the copy began, in ms; `None` if the move has not begun.
     pub age_ms: Option<u64>,
-}
-
-/// Defines an enum of words for operators.
-macro_rules! words {
-    ($(#[$doc:meta])* $name:ident { $($(#[$of:meta])* $variant:ident = $word:literal,)* }) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-        pub enum $name {
-            $($(#[$of])* $variant,)*
-        }
-
-        impl $name {
-            /// All words, in the order of the reference.
-            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
-
-            /// The word for operators and programs.
-            pub fn word(self) -> &'static str {
-                match self {
-                    $(Self::$variant => $word,)*
-                }
-            }
-        }
-    };
 }
 
 words! {
@@ -181,11 +159,10 @@ impl PlanView {
         self
     }
 
-    /// Returns whether a drain of this store would have anything to do that is not done already.
-    pub fn is_to_be_emptied(&self, store: StoreId) -> bool {
-        let drains = |it: &Store| it.id == store && it.state == StoreState::Draining;
-        !self.stores.iter().any(drains)
-            && self.shards.iter().any(|shard| shard.record.mentions(store))
+    /// Returns why this store can't be drained now, or only at the cost of a zone.
+    pub fn drain_obstacle(&self, store: StoreId) -> Option<DrainObstacle> {
+        let shards = self.shards.iter().map(|shard| &shard.record);
+        drain_obstacle(&self.stores, shards, store, self.replicas)
     }
 
     /// Lists the moves until the map is level, of `rounds_max` rounds at most.

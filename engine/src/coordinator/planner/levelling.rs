@@ -46,8 +46,10 @@ pub(super) fn level_replicas(plan: &mut PlanBuilder<'_>) {
             }
             let (held, to) = (held.get(&from)?, plan.stores.get(&to)?);
             let is_free = |shard| !plan.changed.contains(&shard);
-            let replica = held.iter().find(|it| it.may_go(to) && is_free(it.unit));
-            replica.map(|replica| replica.unit)
+            let mut movable = held.iter().filter(|it| it.may_go(to) && is_free(it.unit)).peekable();
+            let first = movable.peek().map(|replica| replica.unit);
+            let mut peers = movable.filter(|it| it.unwanted(to, &plan.sharing) == 0);
+            peers.next().map(|replica| replica.unit).or(first)
         });
         let Some(steps) = path else { return };
         let shards: BTreeSet<ShardId> = steps.iter().map(|step| step.unit).collect();

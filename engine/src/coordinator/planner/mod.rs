@@ -25,6 +25,7 @@ pub mod guard;
 mod levelling;
 pub mod placement;
 mod plan;
+mod sharing;
 mod vacancies;
 
 #[cfg(test)]
@@ -87,11 +88,21 @@ pub struct PlannerLimits {
     pub guard_nodes_min: usize,
     /// The guard holds when more than this percentage of the nodes is away.
     pub guard_percent_max: usize,
+    /// From this number of stores on, a store has few peers (see [`sharing`]).
+    pub copyset_nodes_min: usize,
+    /// A store that has this number of peers gets another only if balance or zones ask for it.
+    pub copyset_peers: usize,
 }
 
 impl Default for PlannerLimits {
     fn default() -> Self {
-        Self { moves_max: 2, guard_nodes_min: 3, guard_percent_max: 30 }
+        Self {
+            moves_max: 2,
+            guard_nodes_min: 3,
+            guard_percent_max: 30,
+            copyset_nodes_min: 50,
+            copyset_peers: 12,
+        }
     }
 }
 

@@ -5,8 +5,9 @@
 
 use std::collections::BTreeMap;
 
+use crate::coordinator::planner::sharing::{PeerCost, Sharing};
 use crate::coordinator::planner::{
-    Nearness, Store, StoreState, Stores, balance, by_id, known, with,
+    Nearness, PlannerLimits, Store, StoreState, Stores, balance, by_id, known, with,
 };
 use crate::ids::StoreId;
 use crate::shard_record::ShardRecord;
@@ -27,6 +28,7 @@ pub fn place(
     existing: &[&ShardRecord],
     count: usize,
     replicas: usize,
+    limits: &PlannerLimits,
 ) -> Option<Vec<Placement>> {
     let ready: Vec<Store> =
         stores.iter().filter(|store| store.state == StoreState::Ready).cloned().collect();
@@ -35,7 +37,7 @@ pub fn place(
     }
     let ids = by_id(&ready);
     let mut loads = counts(&ids, existing.iter().flat_map(|record| &record.target));
-    let mut sharing = Sharing::of(&ids);
+    let mut sharing = Sharing::of(&ids, limits);
     existing.iter().for_each(|record| sharing.add(&record.target));
     let mut sets: Vec<Vec<StoreId>> = Vec::with_capacity(count);
     for _ in 0..count {
@@ -72,47 +74,12 @@ pub(super) fn counts<'a>(
     counts
 }
 
-/// The number of shards that each pair of stores shares.
-#[derive(Debug)]
-struct Sharing {
-    /// The place of each store in the table.
-    places: BTreeMap<StoreId, usize>,
-    /// One row for each store.
-    shards: Vec<usize>,
-}
-
-impl Sharing {
-    fn of(stores: &Stores<'_>) -> Self {
-        let places: BTreeMap<_, _> = stores.keys().copied().zip(0..).collect();
-        Self { shards: vec![0; places.len() * places.len()], places }
-    }
-
-    /// Adds a shard on these stores.
-    fn add(&mut self, set: &[StoreId]) {
-        let places: Vec<_> = set.iter().filter_map(|store| self.places.get(store)).collect();
-        for &one in &places {
-            for &other in places.iter().filter(|other| **other != one) {
-                self.shards[one * self.places.len() + other] += 1;
-            }
-        }
-    }
-
-    /// The number of shards that each store shares with those of a set, in the order of the stores.
-    fn with(&self, set: &[StoreId]) -> Vec<usize> {
-        let mut shared = vec![0; self.places.len()];
-        for at in set.iter().filter_map(|store| self.places.get(store)) {
-            let row = &self.shards[at * shared.len()..][..shared.len()];
-            shared.iter_mut().zip(row).for_each(|(sum, count)| *sum += count);
-        }
-        shared
-    }
-}
-
-/// The best store to add to a set: apart first, then the emptiest, then the one that shares the
-/// fewest shards with those chosen, then the largest.
+/// The best store to add to a set: apart first, then the emptiest, then the one whose peers those
+/// chosen should be, then the largest.
 ///
-/// The third criterion serves the day a store dies: what it led and held then falls to many others,
-/// not to the same two that happened to be placed beside it each time.
+/// The third criterion serves the day a store dies (see [`Sharing`]): in a small cluster, what it
+/// led and held then falls to many others, not to the same two that happened to be placed beside it
+/// each time.
 fn emptiest(
     stores: &Stores<'_>,
     loads: &BTreeMap<StoreId, usize>,
@@ -122,9 +89,9 @@ fn emptiest(
     let chosen = known(stores, set, None);
     let each = stores.values().zip(loads.values()).zip(sharing.with(set));
     let free = each.filter(|((store, _), _)| !set.contains(&store.id));
-    let cost = |((store, load), shared): &((&&Store, &usize), usize)| {
+    let cost = |((store, load), peers): &((&&Store, &usize), PeerCost)| {
         let near = Nearness::to(store, &chosen);
-        (near, **load, *shared, std::cmp::Reverse(store.capacity), store.id)
+        (near, **load, *peers, std::cmp::Reverse(store.capacity), store.id)
     };
     free.min_by_key(cost).map(|((store, _), _)| store.id)
 }
@@ -165,6 +132,11 @@ pub(super) struct HeldReplica<'a, T> {
 }
 
 impl<T> HeldReplica<'_, T> {
+    /// The new pairs of peers, of those that are not wanted, if it goes to this store.
+    pub(super) fn unwanted(&self, to: &Store, sharing: &Sharing) -> usize {
+        sharing.unwanted(to.id, self.others.iter().map(|store| store.id))
+    }
+
     /// Returns whether it may go to this store: the set does not contain that, and stays at least
     /// as far apart.
     pub(super) fn may_go(&self, to: &Store) -> bool {

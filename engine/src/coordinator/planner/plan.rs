@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::coordinator::planner::placement::counts;
+use crate::coordinator::planner::sharing::Sharing;
 use crate::coordinator::planner::{
     Nearness, PlannedChange, PlannerLimits, Store, StoreState, Stores, by_id, known,
 };
@@ -55,6 +56,8 @@ pub(super) struct PlanBuilder<'a> {
     pub(super) going: BTreeMap<StoreId, usize>,
     /// The shards that have a change in this plan.
     pub(super) changed: BTreeSet<ShardId>,
+    /// The pairs of stores that share shards, before the changes.
+    pub(super) sharing: Sharing,
     pub(super) changes: Vec<PlannedChange>,
 }
 
@@ -65,7 +68,12 @@ impl<'a> PlanBuilder<'a> {
         let leaving = |record: &'a ShardRecord| {
             record.isr.iter().filter(|store| !record.target.contains(store))
         };
+        let mut sharing = Sharing::of(&stores, &input.limits);
+        if sharing.is_large() {
+            records().for_each(|record| sharing.add(&record.target));
+        }
         Self {
+            sharing,
             loads: counts(&stores, records().flat_map(|record| &record.target)),
             led: counts(&stores, records().map(|record| &record.primary.store)),
             coming: counts(&stores, records().flat_map(|record| &record.learners)),
@@ -185,7 +193,8 @@ impl<'a> PlanBuilder<'a> {
         let others = known(&self.stores, set, None);
         let cost = |store: &&&Store| {
             let near = Nearness::to(store, &others);
-            (near, self.loads[&store.id], std::cmp::Reverse(store.capacity), store.id)
+            let unwanted = self.sharing.unwanted(store.id, set.iter().copied());
+            (near, self.loads[&store.id], unwanted, std::cmp::Reverse(store.capacity), store.id)
         };
         free.min_by_key(cost).map(|store| store.id)
     }

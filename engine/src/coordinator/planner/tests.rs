@@ -1,8 +1,10 @@
 //! The properties of a plan in any cluster: balanced, apart, and reached in few moves.
 
+use std::collections::BTreeSet;
+
 use super::*;
 use crate::ids::{Boot, Epoch, Slots, StoreBoot, Version};
-use crate::shard_record::{insert, remove};
+use crate::shard_record::{insert, peers, remove};
 
 fn store(n: u128, zone: &str, host: &str) -> Store {
     Store {
@@ -18,6 +20,16 @@ fn store(n: u128, zone: &str, host: &str) -> Store {
 fn stores(zones: &[&str]) -> Vec<Store> {
     let each = zones.iter().zip(1..);
     each.map(|(zone, n)| store(n, zone, &format!("host-{n}"))).collect()
+}
+
+/// Places new shards with the limits as shipped.
+fn first_map(
+    stores: &[Store],
+    existing: &[&ShardRecord],
+    count: usize,
+    replicas: usize,
+) -> Option<Vec<Placement>> {
+    place(stores, existing, count, replicas, &PlannerLimits::default())
 }
 
 /// A pseudo-random stream of choices, good enough for a test.
@@ -39,11 +51,22 @@ struct Bench {
     quiet: bool,
     paused: bool,
     unable: Vec<StoreId>,
+    limits: PlannerLimits,
 }
 
 impl Bench {
     fn new(stores: Vec<Store>, shards: usize, replicas: usize) -> Self {
-        let placements = place(&stores, &[], shards, replicas).expect("there are enough stores");
+        Self::with_limits(stores, shards, replicas, PlannerLimits::default())
+    }
+
+    fn with_limits(
+        stores: Vec<Store>,
+        shards: usize,
+        replicas: usize,
+        limits: PlannerLimits,
+    ) -> Self {
+        let placements = place(&stores, &[], shards, replicas, &limits);
+        let placements = placements.expect("there are enough stores");
         let record = |(at, placement): (usize, Placement)| ShardRecord {
             slots: Slots { lo: at as u16, hi: at as u16 },
             epoch: Epoch(1),
@@ -54,7 +77,8 @@ impl Bench {
             ..ShardRecord::default()
         };
         let shards = placements.into_iter().enumerate().map(record).collect();
-        Self { stores, shards, replicas, hold: false, quiet: true, paused: false, unable: vec![] }
+        let (hold, quiet, paused) = (false, true, false);
+        Self { stores, shards, replicas, hold, quiet, paused, unable: vec![], limits }
     }
 
     fn set(&mut self, n: u128, state: StoreState) {
@@ -69,7 +93,7 @@ impl Bench {
             shards: &shards,
             replicas: self.replicas,
             min_in_sync: 2,
-            limits: PlannerLimits::default(),
+            limits: self.limits,
             hold: self.hold,
             quiet: self.quiet,
             paused: self.paused,
@@ -129,6 +153,11 @@ impl Bench {
             *loads.entry(store).or_default() += 1;
         }
         loads
+    }
+
+    /// The most other stores that a store shares shards with.
+    fn peers_max(&self) -> usize {
+        peers(&self.shards).values().map(BTreeSet::len).max().unwrap_or(0)
     }
 
     #[track_caller]
@@ -232,7 +261,7 @@ fn what_is_missing_is_placed_around_what_is_there() {
     let all = stores(&[""; 5]);
     let half = Bench::new(all.clone(), 12, 3).shards;
     let existing: Vec<&ShardRecord> = half.iter().collect();
-    let rest = place(&all, &existing, 13, 3).unwrap();
+    let rest = first_map(&all, &existing, 13, 3).unwrap();
     let mut bench = Bench::new(all, 25, 3);
     for (record, placement) in bench.shards[12..].iter_mut().zip(rest) {
         record.primary.store = placement.primary;
@@ -259,12 +288,37 @@ fn the_partners_of_a_store_are_many() {
     }
 }
 
+/// A store of a large cluster has few peers, also after nodes have joined and others were drained.
+/// The map is as level as without the limit, and nodes that join take their share of moves only.
+#[test]
+fn the_peers_of_a_store_are_few_in_a_large_cluster() {
+    let peers = |copyset_nodes_min| {
+        let limits = PlannerLimits { copyset_nodes_min, ..PlannerLimits::default() };
+        let zones: Vec<&str> = ["a", "b", "c"].into_iter().cycle().take(60).collect();
+        let mut bench = Bench::with_limits(stores(&zones), 1_200, 3, limits);
+        bench.check_balanced();
+        let placed = bench.peers_max();
+        bench.stores.extend((61..=66).map(|n| store(n, zones[n as usize % 3], &format!("h-{n}"))));
+        let joined = moves(&bench.settle());
+        let most = 1_200 * 3 * 6 / 66 * 11 / 10;
+        assert!(joined <= most, "{joined} moves, at most {most}");
+        (1..=3).for_each(|n| bench.set(n, StoreState::Draining));
+        bench.settle();
+        bench.check_balanced();
+        bench.check_apart();
+        (placed, bench.peers_max())
+    };
+    let (few, many) = (peers(50), peers(usize::MAX));
+    assert!(few.0 <= 20 && few.1 <= 40, "{few:?}");
+    assert!(many.0 > 35 && many.1 > 35, "without the limit: {many:?}");
+}
+
 #[test]
 fn too_few_stores_are_not_placed_on() {
-    assert_eq!(place(&stores(&["", ""]), &[], 4, 3), None);
+    assert_eq!(first_map(&stores(&["", ""]), &[], 4, 3), None);
     let mut three = stores(&["", "", ""]);
     three[1].state = StoreState::Draining;
-    assert_eq!(place(&three, &[], 4, 3), None);
+    assert_eq!(first_map(&three, &[], 4, 3), None);
 }
 
 // ---- a map in use ------------------------------------------------------------------------------

@@ -83,7 +83,8 @@ fn emptiest<'a>(
     let ready = plan.stores.values().filter(|store| store.state == StoreState::Ready);
     let free = ready.zip(loads.values()).filter(|(store, _)| !record.mentions(store.id));
     let cost = |(store, load): &(&&Store, &usize)| {
-        (Nearness::to(store, kept), **load, std::cmp::Reverse(store.capacity), store.id)
+        let unwanted = plan.sharing.unwanted(store.id, kept.iter().map(|store| store.id));
+        (Nearness::to(store, kept), **load, unwanted, std::cmp::Reverse(store.capacity), store.id)
     };
     free.min_by_key(cost).map(|(store, _)| *store)
 }

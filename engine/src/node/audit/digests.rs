@@ -208,15 +208,15 @@ pub(in crate::node) fn unsent_digests(
     on_connection: &mut BTreeMap<ShardId, (Seq, Seq)>,
 ) -> Vec<DigestPoint> {
     let mut points = Vec::new();
+    let sent_max = match turn.planted(Planted::PointsUnlimited) {
+        true => usize::MAX,
+        false => turn.settings.sizes.points_sent_max,
+    };
     for replica in turn.shards.iter() {
         if !replica.trust.is_working() || replica.primary().is_some() {
             continue;
         }
         let (sent, seen) = on_connection.entry(replica.shard).or_default();
-        let sent_max = match turn.planted(Planted::PointsUnlimited) {
-            true => usize::MAX,
-            false => turn.settings.sizes.points_sent_max,
-        };
         let newest = replica.points.iter().rev().take(sent_max);
         let first = points.len();
         points.extend(newest.filter(|point| point.seq > *sent));

@@ -4,6 +4,8 @@
 //! Silence is observed for a peer as a whole, not for a shard; the records are written shard by
 //! shard. All of it is hints and compare-and-set: a wrong suspicion costs an ejection, never data.
 
+use std::collections::BTreeMap;
+
 use crate::ids::{ShardId, StoreId};
 use crate::message::ReplicaHealth;
 use crate::node::event::Effect;
@@ -185,6 +187,36 @@ impl Membership {
         self.proposals.insert(id, shard);
         turn.effects.push(Effect::Propose { proposal: id, expect, record, candidate });
     }
+}
+
+/// Reviews the shards that this node leads, by the clock. Of a thousand shards nearly all are at
+/// rest: nothing waits, and every member is well. A review of such a one finds nothing, so only the
+/// time is noted at which nothing waited.
+pub(in crate::node) fn review_by_clock(turn: &mut NodeTurn<'_>, peers: &Peers) {
+    let view = HealthView::of(turn, peers);
+    let mut well = BTreeMap::new();
+    let mut is_well = |store| *well.entry(store).or_insert_with(|| view.is_well(store));
+    let (mut at_rest, mut others) = (Vec::new(), Vec::new());
+    for (replica, primary) in turn.shards.led() {
+        let (commit, last) = (replica.commit, replica.log.last().seq);
+        let rests = last <= commit
+            && primary.is_at_rest()
+            && primary.record.slots == replica.slots // Otherwise a split is to be written.
+            && !primary.is_below_floor(turn.settings.min_in_sync)
+            && is_well(turn.me.store)
+            && primary.followers.keys().all(|&store| is_well(store));
+        match rests {
+            true => at_rest.push((replica.shard, commit, last)),
+            false => others.push(replica.shard),
+        }
+    }
+    let (now, near_ms) = (turn.now, turn.settings.timing.near_ms);
+    for (shard, commit, last) in at_rest {
+        if let Some(primary) = turn.shards.primary_mut(shard) {
+            primary.progress.update(now, commit, last, false, near_ms);
+        }
+    }
+    turn.shards.to_review.extend(others);
 }
 
 /// Resumes a shard whose hand-over the coordinator requested, if no other primary was named in

@@ -20,6 +20,7 @@ use crate::node::snapshots::Snapshots;
 use crate::planted::Planted;
 use crate::shard_record::ShardRecord;
 
+pub(super) use in_sync_set::review_by_clock;
 pub(super) use records::{follow_known_record, follow_records_in, on_record};
 pub(super) use replica_health::HealthView;
 pub(super) use splits::order_split;
@@ -102,7 +103,7 @@ impl Membership {
         let store = turn.me.store;
         let is_left = |shard: &ShardId| {
             let record = turn.shards.records.get(shard);
-            record.is_some_and(|record| !records::is_assigned(&record.0, store))
+            record.is_some_and(|record| !record.0.mentions(store))
         };
         let held = turn.shards.iter().filter(|replica| replica.trust.exists());
         let left: Vec<ShardId> = held.map(|replica| replica.shard).filter(is_left).collect();

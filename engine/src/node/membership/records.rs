@@ -6,7 +6,7 @@
 //! deletion of a copy waits for a linearizable read.
 
 use crate::entry::Body;
-use crate::ids::{Epoch, Seq, ShardId, Slots, StoreId};
+use crate::ids::{Epoch, Seq, ShardId, Slots};
 use crate::node::gateways::refuse_ordered;
 use crate::node::peers::Peers;
 use crate::node::shared::NodeTurn;
@@ -107,7 +107,7 @@ fn follow_assignment(
         let new = record.epoch == Epoch(1) && in_sync && !turn.settings.suspect;
         snapshots.create_copy(turn, peers, shard, record.slots, new);
     }
-    if exists && !is_assigned(record, store) {
+    if exists && !record.mentions(store) {
         // An entry that was acknowledged after the read began may count for a record after this
         // one.
         let leaving = turn.shards.get(shard).and_then(|replica| replica.removal_read);
@@ -158,11 +158,6 @@ pub(in crate::node) fn follow_records_in(
     for shard in shards {
         follow_known_record(turn, peers, snapshots, shard);
     }
-}
-
-/// Returns whether the record assigns a copy of the shard to the store.
-pub(in crate::node) fn is_assigned(record: &ShardRecord, store: StoreId) -> bool {
-    [&record.isr, &record.learners, &record.target].iter().any(|named| named.contains(&store))
 }
 
 /// Begins to lead: a promise, then a barrier on top of the whole log. Both are in the log

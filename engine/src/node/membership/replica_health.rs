@@ -105,6 +105,17 @@ impl<'a> HealthView<'a> {
         }
     }
 
+    /// Returns whether nothing is wrong with the store as a whole, be it this one or a peer.
+    pub(super) fn is_well(&self, store: StoreId) -> bool {
+        match store == self.me {
+            true => self.own_health() == ReplicaHealth::Good,
+            false => {
+                !self.peers.is_silent(store, self.now, self.settings)
+                    && !self.peers.health().is_full(store)
+            }
+        }
+    }
+
     fn own_health(&self) -> ReplicaHealth {
         let stalled = self.storage.groups().waiting_ms(self.now) >= self.settings.silent_after_ms;
         if stalled { ReplicaHealth::Silent } else { ReplicaHealth::Good }

@@ -7,7 +7,7 @@
 //! False alarms would come from damage, after which the records contain more than the disk: then
 //! only what is suspect is compared.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use engine::entry::{Entry, Position};
 use engine::ids::{CopyNo, Epoch, Seq, ShardId, Slots, StoreId};
@@ -17,6 +17,7 @@ use engine::shard_record::ShardRecord;
 use engine::store::log::{Identity, LogRecord};
 
 use super::Violation;
+use super::logged_records::DurableShard;
 
 const PROMISE: &str = "durable";
 
@@ -29,6 +30,8 @@ pub struct Durable {
     identity: Option<Identity>,
     /// Groups after `durable`.
     tail: VecDeque<(u64, Vec<LogRecord>)>,
+    /// The shards that have changed since they were taken.
+    changed: BTreeSet<ShardId>,
 }
 
 /// The state of one shard that the records imply.
@@ -71,13 +74,26 @@ impl Durable {
         }
     }
 
+    /// Takes the durable content about each shard that has changed since the last call.
+    pub fn take_changed(
+        &mut self,
+        state: &BTreeMap<ShardId, (CopyNo, ShardState)>,
+    ) -> Vec<DurableShard> {
+        let changed = std::mem::take(&mut self.changed);
+        let shards = changed.iter().filter_map(|shard| Some((*shard, self.shards.get(shard)?)));
+        shards.map(|(shard, known)| known.durable(shard, state.get(&shard))).collect()
+    }
+
     fn take_next(&mut self) {
         let Some((number, records)) = self.tail.pop_front() else { return };
         self.durable = number;
         for record in records {
             match (record.shard(), &record) {
                 (_, LogRecord::Identity(identity)) => self.identity = Some(identity.clone()),
-                (Some(shard), _) => self.shards.entry(shard).or_default().take(record),
+                (Some(shard), _) => {
+                    self.changed.insert(shard);
+                    self.shards.entry(shard).or_default().take(record);
+                }
                 (None, _) => {}
             }
         }
@@ -169,6 +185,7 @@ impl Durable {
             (replica.shard, shard)
         };
         self.shards = found.replicas.iter().map(shard).collect();
+        self.changed.extend(self.shards.keys());
     }
 }
 
@@ -208,6 +225,21 @@ impl RecordedShard {
     fn emptied(&self) -> Self {
         let acted_on = self.acted_on.clone();
         Self { slots: self.slots, promised: self.promised, acted_on, ..Self::default() }
+    }
+
+    fn durable(&self, shard: ShardId, state: Option<&(CopyNo, ShardState)>) -> DurableShard {
+        let (acted_on, suspect) = (self.acted_on.clone(), self.suspect);
+        let applied = |copy| state.filter(|it| it.0 == copy).map(|it| it.1.applied.seq);
+        let (copy, end) = match state {
+            // The copy was installed, and the log has not recorded it yet.
+            Some((copy, _)) if *copy > self.copy => (*copy, applied(*copy)),
+            _ => {
+                let last = self.entries.last_key_value().map(|(&seq, _)| seq);
+                let base = self.base.map(|base| base.seq);
+                (self.copy, base.max(last).max(applied(self.copy)).filter(|_| base.is_some()))
+            }
+        };
+        DurableShard { shard, acted_on, copy, end, suspect }
     }
 
     fn content(&mut self, state: Option<&(CopyNo, ShardState)>) -> Option<RecoveredContent> {

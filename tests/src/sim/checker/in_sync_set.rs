@@ -42,6 +42,10 @@ impl InSyncSet {
         self.check(config.shard(), violations);
     }
 
+    pub fn etcd_lost(&mut self) {
+        self.records.clear();
+    }
+
     /// The store's disk may have lost what was durable: its copies are excluded until they are
     /// replaced.
     pub fn harmed(&mut self, store: StoreId) {

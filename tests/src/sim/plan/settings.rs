@@ -222,6 +222,12 @@ pub(super) fn coordinator_settings(
                 1,
                 shipped.planner.guard_percent_max,
             ),
+            copyset_nodes_min: draws.later_size(
+                "copyset_nodes_min",
+                1,
+                shipped.planner.copyset_nodes_min,
+            ),
+            copyset_peers: draws.later_size("copyset_peers", 1, shipped.planner.copyset_peers),
         },
         timing,
         planted,

@@ -1,4 +1,5 @@
-//! Answers `dkc plan`: the moves that the planner makes, and why they wait.
+//! Answers operators: `dkc plan` (the moves that the planner makes, and why they wait) and
+//! `dkc events`.
 //!
 //! The driver's loop only copies the planner's inputs. The forecast is computed in a thread of its
 //! own, one at a time, since that of a large cluster takes seconds.
@@ -6,20 +7,20 @@
 use std::sync::Arc;
 
 use engine::coordinator::MovesStatus;
-use engine::coordinator::planner::{PlanView, drain_obstacle};
+use engine::coordinator::planner::PlanView;
 use engine::ids::StoreId;
 use proto::wire;
 use proto::wire::operator_server::Operator;
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tonic::{Request, Response, Status};
 
-use crate::etcd::DriverMessage;
+use crate::etcd::{DriverMessage, EventsRequest};
 
 /// More rounds than an operator waits for.
 const ROUNDS_MAX: usize = 500;
 
 /// The gRPC service `Operator`.
-pub(crate) struct PlanService {
+pub(crate) struct OperatorService {
     messages: mpsc::Sender<DriverMessage>,
     /// The cluster that this process leads; `None` while it is a standby.
     led_cluster: watch::Receiver<Option<u128>>,
@@ -27,7 +28,7 @@ pub(crate) struct PlanService {
     computing: Arc<Mutex<()>>,
 }
 
-impl PlanService {
+impl OperatorService {
     pub(crate) fn new(
         messages: mpsc::Sender<DriverMessage>,
         led_cluster: watch::Receiver<Option<u128>>,
@@ -47,7 +48,7 @@ impl PlanService {
 }
 
 #[tonic::async_trait]
-impl Operator for PlanService {
+impl Operator for OperatorService {
     async fn plan(
         &self,
         request: Request<wire::PlanQuery>,
@@ -70,12 +71,26 @@ impl Operator for PlanService {
         let reply = computed.map_err(|_| Status::internal("the forecast failed: see the log"))?;
         Ok(Response::new(reply))
     }
+
+    async fn events(
+        &self,
+        request: Request<wire::EventsQuery>,
+    ) -> Result<Response<wire::EventsReply>, Status> {
+        let query = request.into_inner();
+        let (reply, answer) = oneshot::channel();
+        let request = EventsRequest { seen: (query.instance, query.after), reply };
+        let asked = self.messages.send(DriverMessage::Events(request)).await;
+        let answer = if asked.is_ok() { answer.await.ok().flatten() } else { None };
+        let Some((cluster, reply)) = answer else {
+            return Err(Status::unavailable("this coordinator knows no cluster yet"));
+        };
+        wire::Open::accept_required(query.open.as_ref(), cluster)?;
+        Ok(Response::new(reply))
+    }
 }
 
 fn reply(view: PlanView, moves: &MovesStatus, drain: Option<StoreId>) -> wire::PlanReply {
-    // A node that drains already, or holds nothing, is drained at once.
-    let in_question = drain.filter(|&store| view.is_to_be_emptied(store));
-    let obstacle = in_question.and_then(|store| drain_obstacle(&view.stores, store, view.replicas));
+    let obstacle = drain.and_then(|store| view.drain_obstacle(store));
     let (paused, guard) = (view.paused, view.hold);
     let view = match drain {
         Some(store) => view.drained(store),
