@@ -543,7 +543,8 @@ impl Batcher {
             return;
         }
         if let Some(before) = before.filter(|&before| before != record.slots) {
-            self.routes.map.within(before).into_iter().for_each(|slots| self.carve(slots));
+            // From the last one on: each is carved out of the parent's queue, which keeps the rest.
+            self.routes.map.within(before).into_iter().rev().for_each(|slots| self.carve(slots));
         }
         if self.queues.change(record.shard(), ShardQueue::moved).is_some() {
             self.agenda.shards.add(record.shard());

@@ -924,6 +924,22 @@ fn a_send_to_the_parent_counts_for_both_children() {
     bench.wakes_at_ms(50, &[resend(2, 2, RIGHT, &sent)]);
 }
 
+/// A gateway has missed the record of one of three children: the queue of the parent is divided
+/// into three all the same. Seed 65 numbered the batches for the third one anew.
+#[test]
+fn a_child_whose_record_was_missed_inherits_too() {
+    let mut bench = Bench::new();
+    let ops = [add(&key_in(LEFT), 1), add(&key_in(RIGHT), 2)];
+    let sent = batch_of(ALL, 7, 1, &ops);
+    bench.turn([write(1, &ops)], &[frame(1, 1, [&sent])]);
+    bench.turn([answer(1, 1, &sent, applied(&[]))], &[wrote(1)]);
+    let middle = Slots { lo: LEFT.hi, hi: LEFT.hi };
+    bench.turn([Event::ShardRecord(record(middle, 1, 1))], &[]);
+    let right = add(&key_in(RIGHT), 3);
+    let batch = batch_of(RIGHT, 7, 2, &[right.clone()]);
+    bench.turn([write(2, &[right])], &[frame(1, 2, [&batch])]);
+}
+
 /// The child that answers is not in the map yet.
 #[test]
 fn the_answer_of_an_unknown_child_decides_nothing() {

@@ -26,7 +26,7 @@ impl SplitPlan {
         let mut rng = Rng::new(seed.rotate_left(37) ^ 0x5B11_7000_5EED);
         let every = rng.between(50_000, 800_000);
         let most = rng.between(1, 5);
-        let splits = rng.percent(8) || splits_always();
+        let splits = rng.percent(20) || splits_always();
         Self { every: splits.then_some(every), most, rng }
     }
 }
