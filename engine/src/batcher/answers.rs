@@ -154,6 +154,8 @@ impl Answering<'_> {
                 }
                 TokenOutcome::Reused => Failure::TokenReused,
                 TokenOutcome::TooOld => Failure::TokenTooOld,
+                // The home of the token is the other child: this one has done nothing.
+                TokenOutcome::Quota if in_flight.is_divided() => Failure::Frozen,
                 TokenOutcome::Quota => Failure::TokenQuota,
             };
             self.writes.part_failed(part, failure, self.turn.effects);
@@ -254,6 +256,13 @@ impl Answering<'_> {
                 self.queueing().fail_waiting(shard, failure);
             }
             AfterReject::Fail(failure) => self.fail_all(&in_flight, failure),
+            AfterReject::Wait if in_flight.is_divided() => {
+                for part in in_flight.parts {
+                    if self.writes.is_open(part.request) {
+                        self.queueing().route_again(part);
+                    }
+                }
+            }
             AfterReject::Wait => {
                 let mut parts = in_flight.parts;
                 parts.retain(|part| self.writes.is_open(part.request));

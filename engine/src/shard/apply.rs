@@ -260,6 +260,10 @@ impl Applying<'_> {
                 values.resize(values.len() + value_count, 0);
                 outcome
             }
+            TokenVerdict::Apply { .. } if self.is_home_elsewhere(group, namespace) => {
+                values.resize(values.len() + value_count, 0);
+                TokenOutcome::Quota
+            }
             TokenVerdict::Apply { bucket } => {
                 let mut all = Vec::new();
                 self.apply_ops(&mut ops.clone(), hashes, &mut all);
@@ -286,6 +290,19 @@ impl Applying<'_> {
                 self.apply_op(op, hash, values);
             }
         }
+    }
+
+    /// Returns whether the shard was split since the batch was sealed, and the other child is the
+    /// home of the token. Nothing of the request may be done before its home has recorded it.
+    fn is_home_elsewhere(&self, group: &TokenedOps, namespace: &[u8]) -> bool {
+        let home = match group.tag.scope {
+            Scope::Batch => group.tag.home(namespace),
+            _ => None,
+        };
+        home.is_some_and(|home| {
+            let slot = home.slot();
+            self.slots.contains(slot) && !self.state.slots.contains(slot)
+        })
     }
 
     /// Returns whether the operation is one of this shard. After a split each child applies its
@@ -598,6 +615,28 @@ mod tests {
             BatchReply::Applied { values: vec![10], tokens: vec![], time }
         });
         assert_eq!(shard.state.tokens.records(), 2);
+    }
+
+    /// A batch was sealed before a split, and the home of its token is the other child.
+    #[test]
+    fn a_child_does_nothing_before_the_home_of_a_token() {
+        let group: Group<'_> = (Scope::Batch, (1, 1), 0, &[("a", ADD)]);
+        let tag = Tag { scope: Scope::Batch, hash: 1, fingerprint: 1 };
+        let home = tag.home(counter("a").namespace()).unwrap().slot().0;
+        let own = counter("a").slot().0;
+        let at = home.max(own);
+        let halves = [Slots { lo: 0, hi: at - 1 }, Slots { lo: at, hi: u16::MAX }];
+        let [child] = halves.iter().filter(|it| it.contains(Slot(own))).collect::<Vec<_>>()[..]
+        else {
+            panic!("home and counter are in different halves")
+        };
+        assert!(!child.contains(Slot(home)));
+        let mut shard = shard();
+        shard.state.slots = *child;
+        assert_eq!(shard.tokens(0, &[group]), (vec![0], vec![Quota]));
+        assert_eq!(shard.state.tokens.records(), 0);
+        shard.state.slots = Slots::ALL;
+        assert_eq!(shard.tokens(0, &[group]), (vec![5], vec![Applied]));
     }
 
     /// Within one batch: the second group finds the first one's record.
