@@ -63,6 +63,7 @@ impl Queueing<'_> {
     /// Sends the other parts of a request whose token its home has recorded, if they may still
     /// wait.
     pub(super) fn send_held(&mut self, request: u64) {
+        self.writes.recorded_at_home(request);
         for (slots, part) in self.writes.release(request) {
             let shard = slots.shard();
             if let Err(failure) = self.admits(&part, shard) {

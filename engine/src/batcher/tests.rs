@@ -936,7 +936,7 @@ fn a_child_whose_record_was_missed_inherits_too() {
     let middle = Slots { lo: LEFT.hi, hi: LEFT.hi };
     bench.turn([Event::ShardRecord(record(middle, 1, 1))], &[]);
     let right = add(&key_in(RIGHT), 3);
-    let batch = batch_of(RIGHT, 7, 2, &[right.clone()]);
+    let batch = batch_of(RIGHT, 7, 2, std::slice::from_ref(&right));
     bench.turn([write(2, &[right])], &[frame(1, 2, [&batch])]);
 }
 
