@@ -7,7 +7,7 @@
 //! in-sync set of the child is that of the parent. Then the parent continues with all its slots,
 //! and its primary writes both records again.
 //!
-//! That does not hold for a parent some of whose members are given up: such a store may have led
+//! The proof does not hold for a parent some of whose members are given up: one may have led
 //! the child. If it did, and something was acknowledged, then a store that has answered has a copy
 //! of the child. So where there is one, the record of the child is made of that of the parent, and
 //! [`given_up`](super::given_up) decides about the child as about any shard. A promise above the
