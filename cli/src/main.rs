@@ -27,6 +27,7 @@ mod recover_etcd;
 mod scrub;
 mod shards;
 mod signals;
+mod split;
 mod status;
 
 use std::process::ExitCode;
@@ -83,7 +84,7 @@ enum Command {
     Rebalance(rebalance::Args),
     /// Verify all data on the disk of a node
     Scrub(scrub::Args),
-    /// Recover a shard whose copies are lost
+    /// Split a shard, or recover one whose copies are lost
     Shards(shards::Args),
     /// Rebuild a lost etcd from the storage nodes
     RecoverEtcd(recover_etcd::Args),

@@ -258,7 +258,9 @@ mod tests {
                     full: false,
                 },
                 NodeQuery::Scrub { .. } => NodeQueryReply::Scrub { from },
-                NodeQuery::Recover { .. } => return Err(Status::unimplemented("a fake")),
+                NodeQuery::Recover { .. } | NodeQuery::Split { .. } => {
+                    return Err(Status::unimplemented("a fake"));
+                }
             };
             Ok(Response::new(reply.into()))
         }

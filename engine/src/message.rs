@@ -26,6 +26,15 @@ pub enum GatewayMessage {
         /// The batches, of any number of shards.
         batches: Vec<Batch>,
     },
+    /// A batch that was sealed for a shard that has been split since: once more, to this child.
+    Resend {
+        /// Counts up from 1 per connection, together with those of frames.
+        message: u64,
+        /// The child that is to apply its part.
+        shard: ShardId,
+        /// The batch, as it was sealed.
+        batch: Batch,
+    },
     /// A read of counters of one shard.
     Read {
         /// Chosen by the gateway, unique per connection.
@@ -48,7 +57,7 @@ pub enum NodeReply {
     Answer {
         /// The number of the frame.
         message: u64,
-        /// The shard.
+        /// The shard, as it was when the batch was applied. Without an effect: as in the batch.
         slots: Slots,
         /// The session of the batch.
         session: SessionId,
@@ -508,6 +517,15 @@ pub enum NodeQuery {
         /// 0: the store promises nothing.
         promise: u32,
     },
+    /// Asks the primary of this shard to split it.
+    Split {
+        /// The shard.
+        shard: ShardId,
+        /// The epoch that the node leads.
+        epoch: Epoch,
+        /// The first slot of the right child.
+        at: u16,
+    },
     /// Asks the node to read everything on its disk, or these shards.
     Scrub {
         /// The shards; empty for everything.
@@ -552,6 +570,13 @@ pub enum NodeQueryReply {
         scrub: ScrubStatus,
         /// The disk has no room: writes are refused, reads are served.
         full: bool,
+    },
+    /// Answers [`NodeQuery::Split`].
+    Split {
+        /// The shard.
+        shard: ShardId,
+        /// The split is ordered, or one is under way; or the reason why not, in words.
+        outcome: Result<(), String>,
     },
     /// Answers [`NodeQuery::Recover`].
     Recover(Box<StoreKnowledge>),

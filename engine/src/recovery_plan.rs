@@ -25,13 +25,13 @@ use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use crate::batcher::shard_map::ranges;
 use crate::ids::{Boot, Epoch, ShardId, StoreBoot, StoreId, Version};
 use crate::message::{CopyEnd, StoreKnowledge};
 use crate::planted::Planted;
 use crate::records::{LossRecord, Meta, Operator, StoreRecord, StoreStatus};
 use crate::shard_record::ShardRecord;
 
+mod cover;
 pub mod given_up;
 
 /// The unused epochs of a recovery in production: more than there can be failovers of a shard of
@@ -287,22 +287,18 @@ impl ShardPlanner<'_> {
         answers: &[StoreKnowledge],
         refusals: &mut Vec<RecoveryRefusal>,
     ) -> (Vec<ShardRecord>, Vec<LossRecord>) {
-        let mut known = newest_known(answers, refusals);
-        let (mut unknown, mut without_copy) = (Vec::new(), Vec::new());
+        let known = newest_known(answers, refusals);
+        let (covered, unknown) = cover::cover(self, known);
+        let mut without_copy = Vec::new();
         let mut missing: BTreeMap<StoreId, Vec<ShardId>> = BTreeMap::new();
         let (mut recovered, mut losses) = (Vec::new(), Vec::new());
-        for slots in ranges(self.meta.shards) {
-            let shard = slots.shard();
-            let known = known.remove(&shard).unwrap_or_default();
-            let Some(record) = known.record.filter(|record| record.slots == slots) else {
-                unknown.push(shard);
-                continue;
-            };
-            for store in self.missing(record) {
+        for (record, known) in covered {
+            let shard = record.shard();
+            for store in self.missing(&record) {
                 missing.entry(store).or_default().push(shard);
             }
-            let next = self.continued(record, known.promised);
-            match given_up::without(self, record, next, &known) {
+            let next = self.continued(&record, known.promised);
+            match given_up::without(self, &record, next, &known) {
                 Some((next, loss)) => {
                     recovered.push(next);
                     losses.extend(loss);
@@ -337,7 +333,7 @@ impl ShardPlanner<'_> {
     /// leads in its epoch, and every store obeys the next one, which the coordinator begins.
     ///
     /// A shard that no store has led yet stays in its first epoch: only there do its members make
-    /// the empty copies that it begins with. With a store that is given up nobody knows that.
+    /// the empty copies that it begins with. With a store that is given up that is not known.
     fn continued(&self, record: &ShardRecord, promised: Epoch) -> ShardRecord {
         let mut highest = record.epoch.max(promised);
         if Planted::PromisesNotRecovered.is_in(self.terms.planted) {
@@ -400,13 +396,18 @@ pub fn newer_than_etcd<'a>(
     own: impl Iterator<Item = (ShardId, Epoch, Option<&'a ShardRecord>)>,
     etcd: &BTreeMap<ShardId, ShardRecord>,
 ) -> BTreeSet<ShardId> {
+    let is_inside = |shard: ShardId| {
+        let parent = etcd.range(..shard).next_back();
+        parent.is_some_and(|(_, parent)| shard.0 <= parent.slots.hi)
+    };
     let is_newer = |(shard, promised, record): (ShardId, Epoch, Option<&ShardRecord>)| {
         let listed = etcd.get(&shard);
         let newer = match listed {
             Some(listed) => {
                 promised > listed.epoch || record.is_some_and(|own| own.order() > listed.order())
             }
-            None => promised > Epoch(0) || record.is_some(),
+            // A store promises for the right child of a split before etcd has a record of it.
+            None => record.is_some() || promised > Epoch(0) && !is_inside(shard),
         };
         newer.then_some(shard)
     };

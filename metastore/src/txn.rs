@@ -70,6 +70,18 @@ impl Metastore {
         }
         txn.commit().await
     }
+
+    /// Writes the records of both children of a split. It compares that the record of the parent,
+    /// which is the left one, was not changed since `modified`, and that the right one has none.
+    pub async fn split_shard(
+        &self,
+        left: &ShardRecord,
+        modified: u64,
+        right: &ShardRecord,
+    ) -> Result<CasOutcome, Error> {
+        let txn = self.txn().replace(&left.shard(), left, modified);
+        txn.create(&right.shard(), right).commit().await
+    }
 }
 
 impl Txn {

@@ -35,9 +35,18 @@ oneof! {
     empty Status;
     into_wire {
         Self::Probe { to } => Kind::Probe(to.into()),
+        Self::Split { shard, epoch, at } => {
+            let at = u32::from(at);
+            Kind::Split(into_wire!(wire::Split { shard, epoch, at }))
+        }
     }
     from_wire {
         Kind::Probe(to) => Self::Probe { to: to.into() },
+        Kind::Split(split) => from_wire!(split => Self::Split {
+            shard,
+            epoch,
+            at: u16::try_from(split.at).map_err(|_| Invalid::Range("split.at"))?,
+        }),
     }
 }
 
@@ -57,6 +66,10 @@ oneof! {
         }
         Self::Scrub { from } => Kind::Scrub(from.into()),
         Self::Recover(knowledge) => Kind::Recover((*knowledge).into_wire()),
+        Self::Split { shard, outcome } => {
+            let refused = outcome.err();
+            Kind::Split(wire::SplitReply { shard: shard.into_wire(), refused })
+        }
     }
     from_wire {
         Kind::StepDown(step) => from_wire!(step => Self::StepDown {
@@ -70,6 +83,10 @@ oneof! {
             full,
         }),
         Kind::Scrub(from) => Self::Scrub { from: from.into() },
+        Kind::Split(split) => from_wire!(split => Self::Split {
+            shard,
+            outcome: split.refused.map_or(Ok(()), Err),
+        }),
         Kind::Recover(knowledge) => {
             Self::Recover(Box::new(WireField::from_wire("recover", knowledge)?))
         }

@@ -145,9 +145,16 @@ impl Random {
 
     fn gateway_message(&mut self) -> GatewayMessage {
         if self.flag() {
-            return GatewayMessage::Frame {
-                message: self.number(),
-                batches: self.list(Self::batch),
+            return match self.flag() {
+                true => GatewayMessage::Frame {
+                    message: self.number(),
+                    batches: self.list(Self::batch),
+                },
+                false => GatewayMessage::Resend {
+                    message: self.number(),
+                    shard: self.shard(),
+                    batch: self.batch(),
+                },
             };
         }
         let key = |r: &mut Self| CounterKey::new(b"likes", &r.u64().to_le_bytes()).unwrap();
@@ -295,7 +302,12 @@ impl Random {
     }
 
     fn query(&mut self) -> NodeQuery {
-        match self.below(6) {
+        match self.below(7) {
+            6 => NodeQuery::Split {
+                shard: self.shard(),
+                epoch: Epoch(self.number()),
+                at: self.u16(),
+            },
             4 => NodeQuery::Scrub { shards: self.list(Self::shard), bytes_per_s: self.number() },
             5 => NodeQuery::Recover { promise: self.number() as u32 },
             0 => NodeQuery::Status,
@@ -340,7 +352,11 @@ impl Random {
     }
 
     fn query_reply(&mut self) -> NodeQueryReply {
-        match self.below(7) {
+        match self.below(8) {
+            7 => NodeQueryReply::Split {
+                shard: self.shard(),
+                outcome: if self.flag() { Ok(()) } else { Err("why".into()) },
+            },
             5 => NodeQueryReply::Scrub { from: self.boot() },
             6 => NodeQueryReply::Recover(Box::new(StoreKnowledge {
                 from: self.boot(),

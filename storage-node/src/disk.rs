@@ -27,6 +27,7 @@ use engine::etcd_memory::EtcdMemory;
 use engine::ids::{Conn, CopyNo, ShardId, Slots};
 use engine::node::{Event, RecoveredReplica};
 use engine::shard::apply::Needs;
+use engine::shard::division::RowCounts;
 use engine::shard::idempotency::TokenLimits;
 use engine::shard::state::ShardState;
 use engine::store::log::catch_up::WantedEntries;
@@ -288,6 +289,27 @@ impl Disk {
         });
     }
 
+    /// Counts all rows of a shard that is split, as of the last accepted event:
+    /// [`Event::RowsCounted`] follows.
+    pub fn count_rows(&self, count: u64, slots: Slots, at: u16) {
+        let (view, sink) = (self.view.clone(), self.sink.clone());
+        let retry = self.retry.clone();
+        self.readers.run(move || {
+            let counts = retry.run("count of a shard's rows", || {
+                let mut counts = RowCounts::new(slots, at);
+                view.rows(slots, |key, value| {
+                    let counted = counts.row(key, value);
+                    counted.map_err(|why| crate::state::row_error(key, why))?;
+                    Ok(true)
+                })?;
+                Ok(counts)
+            })?;
+            drop(view);
+            sink.send(Event::RowsCounted { count, counts: Box::new(counts) });
+            Ok(())
+        });
+    }
+
     /// Writes a sealed table as sorted files: [`Event::FlushAdvanced`] and [`Event::Ingested`]
     /// follow.
     pub fn flush(
@@ -326,9 +348,9 @@ impl Disk {
     /// would be suspect for nothing.
     pub fn install_snapshot(
         &mut self,
-        conn: Conn,
-        transfer: u64,
+        (conn, transfer): (Conn, u64),
         copy: CopyNo,
+        replaces: Slots,
         shard: Box<ShardState>,
     ) {
         let staging = self.staging.clone();
@@ -340,7 +362,7 @@ impl Disk {
             let take =
                 || staging.take(conn, transfer).expect("a snapshot is staged before its install");
             let files: &mut Vec<PathBuf> = staged.get_or_insert_with(take);
-            state.install(files, copy, &shard)
+            state.install(files, copy, replaces, &shard)
         });
     }
 

@@ -227,7 +227,7 @@ impl ControlService {
                 full: false,
             },
             NodeQuery::Scrub { .. } => NodeQueryReply::Scrub { from },
-            NodeQuery::Recover { .. } => return None,
+            NodeQuery::Recover { .. } | NodeQuery::Split { .. } => return None,
         })
     }
 }

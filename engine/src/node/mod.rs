@@ -198,7 +198,15 @@ impl Node {
             }
             Event::LogRead { at, parts } => peers.on_log_read(turn, at, parts),
             Event::FlushAdvanced { flush, counters } => turn.on_flush_advanced(flush, counters),
-            Event::Ingested { flush } => turn.on_ingested(flush, snapshots),
+            Event::Ingested { flush } => {
+                turn.on_ingested(flush, snapshots);
+                for child in turn.begin_children(flush) {
+                    peers.announce_copy(turn, child);
+                    membership::follow_known_record(turn, peers, snapshots, child);
+                    turn.shards.review_led();
+                }
+            }
+            Event::RowsCounted { count, counts } => turn.on_rows_counted(count, &counts),
             Event::DiskFull(full) => turn.on_disk_full(full, snapshots),
             Event::Room { bytes } => turn.storage.set_room(bytes),
 
@@ -206,11 +214,16 @@ impl Node {
                 snapshots.on_staged(turn, peers, conn, transfer, *state);
             }
             Event::SnapshotInstalled { conn, transfer } => {
-                snapshots.on_installed(turn, peers, conn, transfer);
+                if let Some(slots) = snapshots.on_installed(turn, peers, conn, transfer) {
+                    membership::follow_records_in(turn, peers, snapshots, slots);
+                }
             }
             Event::RowsDropped { shard } => {
+                let slots = turn.shards.get(shard).map(|replica| replica.slots);
                 snapshots.on_rows_dropped(turn, shard);
-                membership::follow_known_record(turn, peers, snapshots, shard);
+                if let Some(slots) = slots {
+                    membership::follow_records_in(turn, peers, snapshots, slots);
+                }
             }
             Event::SnapshotMeasured { transfer, bytes } => {
                 snapshots.on_measured(turn, transfer, bytes);
@@ -245,6 +258,10 @@ impl Node {
         match message {
             GatewayMessage::Frame { message, batches } => {
                 self.gateways.on_frame(turn, self.peers.health(), conn, message, batches);
+            }
+            GatewayMessage::Resend { message, shard, batch } => {
+                let health = self.peers.health();
+                self.gateways.on_resend(turn, health, (conn, message), shard, batch);
             }
             GatewayMessage::Read { id, slots, keys, max_staleness_ms } => {
                 let request = ReadRequest { conn, id, slots, keys };

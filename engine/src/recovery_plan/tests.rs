@@ -2,6 +2,7 @@
 //! moment.
 
 use super::*;
+use crate::batcher::shard_map::ranges;
 use crate::etcd_memory::EtcdMemory;
 use crate::etcd_memory::tests::memory;
 use crate::ids::{Seq, Slots, TimeMs};
@@ -458,6 +459,53 @@ fn the_model_notices_each_rule_that_is_broken() {
     }
 }
 
+/// A shard was split before etcd was lost. Of the two records of the transaction, stores may know
+/// one, but the newest record of the parent alone counts as a hole where no child is known.
+#[test]
+fn the_children_of_a_split_are_recovered() {
+    let whole = record(ShardId(0), 4, 7, &[A, B]);
+    let at = whole.slots.hi / 2;
+    let (left, right) = (Slots { hi: at - 1, ..whole.slots }, Slots { lo: at, ..whole.slots });
+    let narrowed = ShardRecord { slots: left, version: Version(8), ..whole.clone() };
+    let child = ShardRecord { slots: right, version: Version(1), ..whole.clone() };
+    let known = |record: &ShardRecord| ShardKnowledge {
+        shard: record.shard(),
+        promised: Epoch(4),
+        record: Some(record.clone()),
+        copy: None,
+    };
+    let slots = |first: &ShardRecord| {
+        let mut answers = [answer(A, 4, 7, &[A, B]), answer(B, 4, 7, &[A, B])];
+        answers[0].shards[0] = known(first);
+        answers[1].shards.push(known(&child));
+        let recovered = planned(&answers).unwrap();
+        recovered.shards.iter().map(|record| record.slots).take(2).collect::<Vec<_>>()
+    };
+    // The record of the parent that is known may be an older one.
+    assert_eq!(slots(&narrowed), [left, right]);
+    assert_eq!(slots(&whole), [left, right]);
+    let mut answers = [answer(A, 4, 7, &[A, B]), answer(B, 4, 7, &[A, B])];
+    answers[0].shards[0] = known(&narrowed);
+    let want = RecoveryRefusal::UnknownShards { first: ShardId(at), shards: 1 };
+    check_refused(&answers, &[want]);
+}
+
+/// A store promises for the right child of a split before the split is in etcd.
+#[test]
+fn a_promise_for_a_child_does_not_make_etcd_older() {
+    let etcd: BTreeMap<_, _> = shards().map(|shard| (shard, record(shard, 1, 1, &[A]))).collect();
+    let newer = |shard: u16| {
+        let known = [(ShardId(shard), Epoch(3), None)];
+        newer_than_etcd(known.into_iter(), &etcd).len()
+    };
+    assert_eq!(newer(7), 0);
+    let hole = etcd.keys().nth(1).copied().unwrap();
+    let without: BTreeMap<_, _> =
+        etcd.iter().filter(|(shard, _)| **shard != hole).map(|(k, v)| (*k, v.clone())).collect();
+    let known = [(hole, Epoch(3), None)];
+    assert_eq!(newer_than_etcd(known.into_iter(), &without).len(), 1);
+}
+
 // ---- a store is given up ------------------------------------------------------------------------
 
 fn with_copy(mut answer: StoreKnowledge, last: (u64, u64), unfit: bool) -> StoreKnowledge {
@@ -617,4 +665,66 @@ fn without_one_store_nothing_that_was_acknowledged_is_lost() {
 fn the_model_notices_that_a_store_that_was_given_up_may_have_led() {
     let (_, wrong) = run_model_without_one(0..200_000, Some(Planted::GivenUpNeverLed));
     assert!(wrong.is_some());
+}
+
+/// The shard 0 of `answer` was split at its middle, and no store that answers has seen the record
+/// of the child. `copy`: B has a copy of the child, with this promise and this last entry.
+fn split_unseen(primary: StoreId, copy: Option<(u64, (u64, u64))>) -> [StoreKnowledge; 2] {
+    let mut isr = vec![primary];
+    isr.extend([A, B, C].into_iter().filter(|&store| store != primary));
+    let mut answers = [answer(A, 5, 8, &isr), answer(B, 5, 8, &isr)];
+    if let Some((promised, (epoch, seq))) = copy {
+        let last = (Epoch(epoch), Seq(seq));
+        answers[1].shards.push(ShardKnowledge {
+            shard: ShardId(100),
+            promised: Epoch(promised),
+            record: None,
+            copy: Some(CopyEnd { last, unfit: false, damaged: false }),
+        });
+    }
+    answers
+}
+
+#[test]
+fn a_child_that_a_given_up_store_may_have_led_gets_a_record() {
+    let recovered = |answers: &[StoreKnowledge], without: &[StoreId]| {
+        plan(answers, &terms(true, without, None)).unwrap().shards
+    };
+    let end = u16::MAX / 4;
+    // C may have led the child after the split.
+    let shards = recovered(&split_unseen(C, Some((5, (5, 9)))), &[C]);
+    assert_eq!((shards[0].slots.hi, shards[1].slots), (99, Slots { lo: 100, hi: end }));
+    assert_eq!((shards[1].primary.store, &shards[1].tainted), (B, &vec![A]));
+    assert_eq!(shards[1].order(), (Epoch(6), Version(1)));
+    // A leads the parent and has no record of the child, so no process led the child in A's epoch.
+    let shards = recovered(&split_unseen(A, Some((5, (5, 9)))), &[C]);
+    assert_eq!((shards[1].primary.store, &shards[1].tainted), (A, &vec![]));
+    assert_eq!((&shards[1].isr, shards.len()), (&vec![A, B], 5));
+    // In a later epoch C may have, of the child or of the parent.
+    let shards = recovered(&split_unseen(A, Some((7, (7, 3)))), &[C]);
+    assert_eq!((shards[1].primary.store, &shards[1].tainted), (B, &vec![A]));
+    assert_eq!(shards[1].epoch, Epoch(8));
+    let mut answers = split_unseen(A, Some((5, (5, 9))));
+    answers[1].shards[0].promised = Epoch(6);
+    let shards = recovered(&answers, &[C]);
+    assert_eq!((shards[1].primary.store, &shards[1].tainted), (B, &vec![A]));
+    // Without a copy nothing was acknowledged of the child: the parent's primary splits it again.
+    let shards = recovered(&split_unseen(C, None), &[C]);
+    assert_eq!((shards[0].slots.hi, shards.len()), (end, 4));
+}
+
+#[test]
+fn a_child_of_a_child_gets_a_record_and_whole_members_need_none() {
+    let mut answers = split_unseen(C, Some((5, (5, 9))));
+    let grandchild = ShardKnowledge { shard: ShardId(200), ..answers[1].shards[4].clone() };
+    answers[1].shards.push(grandchild);
+    let recovered = plan(&answers, &terms(true, &[C], None)).unwrap().shards;
+    let slots: Vec<_> = recovered.iter().map(|record| (record.slots.lo, record.slots.hi)).collect();
+    assert_eq!(slots[..3], [(0, 99), (100, 199), (200, u16::MAX / 4)]);
+    // If every member answers, the parent's primary writes both records again, above the promise.
+    let mut all = split_unseen(A, Some((9, (5, 9)))).to_vec();
+    all.push(answer(C, 5, 8, &[A, B, C]));
+    let recovered = planned(&all).unwrap().shards;
+    assert_eq!((recovered.len(), recovered[0].slots.hi), (4, u16::MAX / 4));
+    assert_eq!(recovered[0].epoch, Epoch(10));
 }

@@ -83,8 +83,23 @@ pub struct Replica {
     /// The first read of etcd that may decide about deleting this copy: it began after everything
     /// that was accepted from a primary.
     pub removal_read: Option<u64>,
+    /// The right child of a split that is applied here, until it is in the state on disk.
+    pub child: Option<Box<PendingChild>>,
     /// The role: follower, or primary of the shard.
     pub role: ReplicaRole,
+}
+
+/// The right child of a split, of which there is no copy yet.
+#[derive(Clone, Debug)]
+pub struct PendingChild {
+    /// The number of its copy.
+    pub copy: CopyNo,
+    /// The state that it begins with.
+    pub state: ShardState,
+    /// The flush that writes its record, once it has begun.
+    pub flush: Option<u64>,
+    /// The copy of the parent was good when it was divided.
+    pub is_good: bool,
 }
 
 /// The role of a replica.
@@ -117,6 +132,7 @@ impl Replica {
             flushed_point: DigestPoint { shard, ..DigestPoint::default() },
             points: VecDeque::new(),
             removal_read: None,
+            child: None,
             role: ReplicaRole::Follower,
         }
     }
@@ -210,7 +226,37 @@ impl Replica {
 
     /// Continues with an installed snapshot in place of the old copy.
     pub fn install(&mut self, turn: &mut ReplicaTurn<'_>, state: ShardState) {
+        self.slots = state.slots;
         self.begin_copy(turn, state);
+    }
+
+    /// Begins as the right child of a split. Its state, as of the split, is on the disk.
+    pub fn begin_child(&mut self, turn: &mut ReplicaTurn<'_>, state: ShardState, is_good: bool) {
+        self.begin_copy(turn, state);
+        if !is_good {
+            self.trust = Trust::Filling;
+        }
+    }
+
+    /// The first entry that is not applied and splits the shard at this slot.
+    pub fn unapplied_split(&self, at: u16) -> Option<Seq> {
+        let mut seq = self.state.applied.seq.next();
+        while let Some(held) = self.log.get(seq) {
+            if held.entry.body == (Body::Split { at }) {
+                return Some(seq);
+            }
+            seq = seq.next();
+        }
+        None
+    }
+
+    /// Returns whether the store has rows of these slots that belong to this replica: of a copy, of
+    /// one that is being removed, or of a child that has no copy yet.
+    pub fn occupies(&self, slots: Slots) -> bool {
+        let overlaps = |own: Slots| own.lo <= slots.hi && slots.lo <= own.hi;
+        let has_rows = self.trust != Trust::Absent { clean: true };
+        has_rows && overlaps(self.slots)
+            || self.child.as_ref().is_some_and(|child| overlaps(child.state.slots))
     }
 
     /// Notes in the log that the store acts on this record of etcd. A store that acts on a record

@@ -259,7 +259,9 @@ impl ShardLog {
         plan.resume.shards.insert(shard, self.checkpoint);
         plan.replicas.push(RecoveredReplica {
             shard,
-            slots: self.checkpoint.extent.map(|extent| extent.slots).or(slots).unwrap_or(own),
+            // A shard that was split has fewer slots than its copy began with. Without a copy the
+            // store has no rows of it any more.
+            slots: content.as_ref().map_or(own, |content| content.state.slots),
             promised: self.checkpoint.promised,
             copy: self.checkpoint.copy,
             acted_on,

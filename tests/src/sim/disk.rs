@@ -9,10 +9,11 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use engine::ids::{Conn, CopyNo, ShardId, Slots, StoreId};
+use engine::ids::{Conn, CopyNo, ShardId, Slot, Slots, StoreId};
 use engine::key::CounterKey;
 use engine::node::RecoveredReplica;
 use engine::shard::apply::Needs;
+use engine::shard::division::RowCounts;
 use engine::shard::idempotency::RecordId;
 use engine::shard::state::ShardState;
 use engine::store::layout::{self, RowChange, RowKey};
@@ -46,6 +47,7 @@ pub enum Ingest {
         conn: Conn,
         transfer: u64,
         copy: CopyNo,
+        replaces: Slots,
         rows: Rows,
         state: Box<ShardState>,
     },
@@ -334,6 +336,31 @@ impl SimDisk {
         core.input_after(took, me, ProcessInput::Disk(DiskDone::Loaded { load, values, records }));
     }
 
+    /// Counts the rows of a shard that is split.
+    pub fn count_rows(
+        &mut self,
+        core: &mut Core,
+        me: ProcessId,
+        count: u64,
+        (slots, at): (Slots, u16),
+    ) {
+        let stored = &self.stored;
+        let lost = |row: &(u16, Vec<u8>)| (slots.lo..=slots.hi).contains(&row.0);
+        if stored.lost_row.as_ref().is_some_and(lost) {
+            return core.input_after(20, me, ProcessInput::Disk(DiskDone::Damaged));
+        }
+        let visible = self.visible.as_ref().unwrap_or(&stored.rows);
+        let mut counts = RowCounts::new(slots, at);
+        let rows = visible.counters.range((slots.lo, Vec::new())..);
+        for ((slot, name), &value) in rows.take_while(|((slot, _), _)| *slot <= slots.hi) {
+            counts.counter(Slot(*slot), name, value);
+        }
+        visible.tokens.each(slots, |id, record| counts.record(id, record.clone()));
+        let took = core.rng.between(20, if core.plan.jitter { 50_000 } else { 2_000 });
+        let done = DiskDone::RowsCounted { count, counts: Box::new(counts) };
+        core.input_after(took, me, ProcessInput::Disk(done));
+    }
+
     /// `issued`: the last group that contains anything that the process wanted to have written.
     pub fn begin_ingest(&mut self, core: &mut Core, me: ProcessId, issued: u64, ingest: Ingest) {
         let after = match ingest {
@@ -395,8 +422,8 @@ impl SimDisk {
                 });
                 written.unwrap_or_else(|never| match never {});
             }
-            Ingest::Install { copy, rows, state, .. } => {
-                self.stored.remove(state.slots);
+            Ingest::Install { copy, replaces, rows, state, .. } => {
+                self.stored.remove(*replaces);
                 for (name, value) in &rows.counters {
                     self.put_row(name, *value);
                 }

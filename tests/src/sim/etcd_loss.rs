@@ -7,6 +7,8 @@
 //! some time after the rebuild. Production keeps such a process from the new etcd by the fence of a
 //! node, by etcd's history and by a comparison of `meta`; here etcd does not answer it.
 
+use std::collections::BTreeSet;
+
 use engine::etcd_memory::EtcdMemory;
 use engine::ids::{Boot, ShardId, StoreBoot, StoreId, TimeMs};
 use engine::message::StoreKnowledge;
@@ -36,7 +38,7 @@ impl SimCluster {
         if !self.core.is_faulty() {
             return;
         }
-        let led = self.core.oracle.logged_shards() == usize::from(self.core.plan.shards);
+        let led = self.core.oracle.logs_cover_all(None);
         let is_up = self.core.etcd.health == EtcdHealth::Up && !self.core.etcd.is_restored();
         if !led || !is_up {
             return self.core.after(ASK_EVERY, SimEvent::EtcdLost);
@@ -71,8 +73,7 @@ impl SimCluster {
         let (at, is_lost) = (rng.index(self.nodes.len()), rng.percent(40));
         let node = &mut self.nodes[at];
         let (place, store) = (node.place, node.store);
-        let known = self.core.oracle.logged_without(store);
-        let is_known = known == usize::from(self.core.plan.shards);
+        let is_known = self.core.oracle.logs_cover_all(Some(store));
         if !is_lost || !is_known || self.core.plan.min_in_sync < 2 {
             return;
         }
@@ -131,6 +132,15 @@ impl SimCluster {
                 let detail = format!("{record:?} is not above what was promised");
                 self.core.oracle.violations.push(Violation { promise: "etcd-rebuilt", detail });
             }
+        }
+        let known = answers.iter().flat_map(|answer| &answer.shards);
+        let known: BTreeSet<ShardId> =
+            known.filter(|it| it.record.is_some()).map(|it| it.shard).collect();
+        for record in recovered.shards.iter().filter(|it| !known.contains(&it.shard())) {
+            self.core.trace.note(self.core.now, || format!("no store had seen {record:?}"));
+        }
+        if recovered.shards.len() > usize::from(self.core.plan.shards) {
+            self.core.oracle.coverage.reached(Path::SplitRebuilt);
         }
         self.core.trace.note(self.core.now, || format!("etcd is rebuilt: {recovered:?}"));
         self.core.etcd_is_rebuilt(recovered);

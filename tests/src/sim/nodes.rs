@@ -928,7 +928,7 @@ impl NodeDriver<'_> {
         stream: Option<Stream>,
         effect: &Effect,
     ) -> Option<u64> {
-        let is_load = matches!(effect, Effect::Load { .. });
+        let is_load = matches!(effect, Effect::Load { .. } | Effect::CountRows { .. });
         let begins_now = is_load && !Planted::LoadBeginsLate.is_in(core.plan.planted);
         if begins_now { None } else { core.lateness(&self.running.late, stream) }
     }
@@ -1041,6 +1041,9 @@ impl NodeDriver<'_> {
             Effect::Write(record) => self.disk.write(record),
             Effect::Sync { group } => self.disk.sync(core, me, group),
             Effect::Load { load, needs } => self.disk.load(core, me, load, &needs),
+            Effect::CountRows { count, slots, at } => {
+                self.disk.count_rows(core, me, count, (slots, at));
+            }
             Effect::ReadLog { wanted, from, bytes_max } => {
                 self.disk.read_log(core, me, wanted, from, bytes_max);
             }
@@ -1086,9 +1089,9 @@ impl NodeDriver<'_> {
                 let ask = Ingest::Snapshot { conn, transfer, shard, slots };
                 self.disk.begin_ingest(core, me, self.running.issued, ask);
             }
-            Effect::InstallSnapshot { conn, transfer, copy, state } => {
+            Effect::InstallSnapshot { conn, transfer, copy, replaces, state } => {
                 let rows = self.running.staged.remove(&(conn, transfer)).unwrap_or_default();
-                let install = Ingest::Install { conn, transfer, copy, rows, state };
+                let install = Ingest::Install { conn, transfer, copy, replaces, rows, state };
                 self.disk.begin_ingest(core, me, self.running.issued, install);
             }
             Effect::DiscardSnapshot { conn, transfer } => {
@@ -1112,6 +1115,21 @@ impl NodeDriver<'_> {
                 let created = |(store, at)| Compare::Created(EtcdKey::Node(store), at);
                 compares.extend(candidate.map(created));
                 let writes = vec![Write::Put(key, EtcdValue::Shard(config), None)];
+                let call = core.etcd(me, Call::Txn { compares, writes });
+                self.running.calls.insert(call, NodeCallPurpose::Propose(proposal));
+            }
+            Effect::ProposeSplit { proposal, expect, left, right } => {
+                let (parent, child) = (left.shard(), right.shard());
+                let (parent, child) = (EtcdKey::Shard(parent), EtcdKey::Shard(child));
+                let mut compares = vec![Compare::Modified(parent, expect)];
+                compares.push(Compare::Created(child, 0));
+                if Planted::SplitUncompared.is_in(core.plan.planted) {
+                    compares.clear();
+                }
+                let writes = vec![
+                    Write::Put(parent, EtcdValue::Shard(left), None),
+                    Write::Put(child, EtcdValue::Shard(right), None),
+                ];
                 let call = core.etcd(me, Call::Txn { compares, writes });
                 self.running.calls.insert(call, NodeCallPurpose::Propose(proposal));
             }
@@ -1157,6 +1175,9 @@ impl NodeDriver<'_> {
             }
             DiskDone::Loaded { load, values, records } => {
                 self.report(core, None, Event::Loaded { load, values, records });
+            }
+            DiskDone::RowsCounted { count, counts } => {
+                self.report(core, None, Event::RowsCounted { count, counts });
             }
             DiskDone::LogRead { at, parts } => {
                 self.report(core, None, Event::LogRead { at, parts });

@@ -25,7 +25,7 @@ use super::checker::never_back::NeverBack;
 use super::checker::one_primary::OnePrimary;
 use super::checker::session_rows::SessionRows;
 use super::checker::{floor, status};
-use super::coverage::Coverage;
+use super::coverage::{Coverage, Path};
 use super::plan::Plan;
 
 /// A status is made for every this many events of nodes: it costs as much as some of them.
@@ -141,7 +141,11 @@ impl Oracle {
             }
             self.coverage.applied(&view, seen.map_or(Seq(0), |(seq, _)| Seq(seq)));
             self.logs.applied(view.shard, applied, &mut self.violations);
+            let added_up = self.digests.added_up;
             self.digests.applied(view.shard, view.state, &mut self.violations);
+            if self.digests.added_up > added_up {
+                self.coverage.reached(Path::ShardSplit);
+            }
             self.sessions.applied(view.shard, view.state, &mut self.violations);
             self.damaged.look(me, &view, &mut self.violations);
             if let Some(why) = view.stopped.filter(|_| !view.unfit) {
@@ -187,14 +191,9 @@ impl Oracle {
         self.logged.harmed(store);
     }
 
-    /// Returns the number of shards of which some log has a record.
-    pub fn logged_shards(&self) -> usize {
-        self.logged.known_shards()
-    }
-
-    /// Returns the number of shards of which the log of another store has a record.
-    pub fn logged_without(&self, store: StoreId) -> usize {
-        self.logged.known_without(store)
+    /// Returns whether the records in the logs of the stores, but for one, are of all shards.
+    pub fn logs_cover_all(&self, without: Option<StoreId>) -> bool {
+        self.logged.cover_all(without)
     }
 
     /// All of etcd is lost: records that no store has acted on are as if they had never been.

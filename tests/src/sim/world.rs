@@ -48,6 +48,9 @@ impl SimWorld {
         if cluster.core.plan.operator.every.is_some() {
             cluster.core.at(500_000, SimEvent::OperatorLooks);
         }
+        if let Some(every) = cluster.core.plan.splits.every {
+            cluster.core.at(600_000 + every, SimEvent::OperatorSplits);
+        }
         if let Some(at) = cluster.core.plan.etcd_loss.at {
             cluster.core.at(at, SimEvent::EtcdLost);
         }
@@ -253,6 +256,7 @@ impl SimWorld {
             SimEvent::Restart { place } => cluster.restart(place),
             SimEvent::PutBack { place } => cluster.put_back(place),
             SimEvent::OperatorLooks => cluster.operator_looks(),
+            SimEvent::OperatorSplits => cluster.operator_splits(),
             SimEvent::OperatorWants { shard, intent } => core.operator_wants(shard, intent),
         }
     }

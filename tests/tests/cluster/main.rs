@@ -17,6 +17,7 @@ mod grow;
 mod leaving;
 mod metastore_away;
 mod replicas;
+mod split;
 mod stale_reads;
 mod two_dead;
 

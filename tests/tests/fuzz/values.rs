@@ -347,7 +347,8 @@ fn sessions() -> impl Strategy<Value = SessionTable> {
 pub(crate) fn shard_state() -> impl Strategy<Value = (CopyNo, ShardState)> {
     (number(), slots(), position(), any::<u128>(), sessions(), buckets()).prop_map(
         |(copy, slots, applied, counter_digest, sessions, tokens)| {
-            (CopyNo(copy), ShardState { slots, applied, counter_digest, sessions, tokens })
+            let divided = Seq(applied.seq.0 / 2);
+            (CopyNo(copy), ShardState { slots, applied, divided, counter_digest, sessions, tokens })
         },
     )
 }

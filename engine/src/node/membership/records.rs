@@ -6,7 +6,7 @@
 //! deletion of a copy waits for a linearizable read.
 
 use crate::entry::Body;
-use crate::ids::{Epoch, Seq, ShardId};
+use crate::ids::{Epoch, Seq, ShardId, Slots};
 use crate::node::gateways::refuse_ordered;
 use crate::node::peers::Peers;
 use crate::node::shared::NodeTurn;
@@ -43,6 +43,7 @@ pub(in crate::node) fn on_record(
         peers.reannounce_refused_copy(turn, shard);
     }
     follow_assignment(turn, peers, snapshots, &record, read);
+    learn_split(turn, &record);
     turn.shards.to_review.insert(shard);
     turn.shards.to_advance.insert(shard);
 }
@@ -74,6 +75,18 @@ fn follow_record(
         }
         peers.open_feeds(turn, shard);
     }
+}
+
+/// A record with fewer slots proves that the split is committed, in any epoch. A new primary
+/// applies it at once: a store that is to complete its in-sync set has the slots of the record, and
+/// could not follow a log of before the split.
+fn learn_split(turn: &mut NodeTurn<'_>, record: &ShardRecord) {
+    let Some(replica) = turn.shards.get_mut(record.shard()) else { return };
+    if replica.primary().is_none() || record.slots.hi >= replica.slots.hi {
+        return;
+    }
+    let committed = replica.unapplied_split(record.slots.hi + 1);
+    replica.commit = replica.commit.max(committed.unwrap_or_default());
 }
 
 /// Follows the assignment of copies: creates a copy that the record assigns to this store,
@@ -129,6 +142,21 @@ pub(in crate::node) fn follow_known_record(
 ) {
     if let Some((record, _)) = turn.shards.records.get(&shard).map(|known| *known.clone()) {
         follow_assignment(turn, peers, snapshots, &record, None);
+    }
+}
+
+/// Follows the newest records again of all shards that begin in these slots: a copy that had the
+/// slots is gone, or has fewer.
+pub(in crate::node) fn follow_records_in(
+    turn: &mut NodeTurn<'_>,
+    peers: &mut Peers,
+    snapshots: &mut Snapshots,
+    slots: Slots,
+) {
+    let within = turn.shards.records.range(ShardId(slots.lo)..=ShardId(slots.hi));
+    let shards: Vec<ShardId> = within.map(|(&shard, _)| shard).collect();
+    for shard in shards {
+        follow_known_record(turn, peers, snapshots, shard);
     }
 }
 

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use crate::etcd_memory::EtcdMemory;
-use crate::ids::{Epoch, ShardId, StoreBoot, StoreId};
+use crate::ids::{Epoch, ShardId, Slots, StoreBoot, StoreId};
 use crate::message::Refusal;
 use crate::node::shared::ShardSet;
 use crate::replica::primary::{Follower, Primary};
@@ -104,6 +104,11 @@ impl Shards {
     pub(in crate::node) fn is_in_sync(&self, shard: ShardId, store: StoreId) -> bool {
         let record = self.records.get(&shard);
         record.is_some_and(|record| record.0.isr.contains(&store))
+    }
+
+    /// Returns whether rows of these slots on this store belong to another shard.
+    pub(in crate::node) fn is_occupied(&self, shard: ShardId, slots: Slots) -> bool {
+        self.iter().any(|replica| replica.shard != shard && replica.occupies(slots))
     }
 
     /// Returns the process that leads the shard, in the newest record that was seen.

@@ -153,10 +153,9 @@ impl Durable {
         });
         known.promised = known.promised.max(last.unwrap_or_default());
         let own = Slots { lo: shard.0, hi: shard.0 };
-        let held = known.base.map(|_| known.slots);
         RecoveredReplica {
             shard,
-            slots: held.or(state.map(|(_, state)| state.slots)).unwrap_or(own),
+            slots: content.as_ref().map_or(own, |content| content.state.slots),
             promised: known.promised,
             copy: known.copy,
             acted_on: known.acted_on.clone(),

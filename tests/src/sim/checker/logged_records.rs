@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use engine::ids::{CopyNo, Seq, ShardId, StoreId};
+use engine::ids::{CopyNo, Epoch, Seq, ShardId, StoreId, Version};
 use engine::node::ReplicaView;
 use engine::shard_record::ShardRecord;
 
@@ -51,17 +51,19 @@ impl LoggedRecords {
         };
     }
 
-    /// Returns the number of shards of which some log has a record.
-    pub fn known_shards(&self) -> usize {
-        self.newest.len()
-    }
-
-    /// Returns the number of shards of which the log of another store has a record.
-    pub fn known_without(&self, store: StoreId) -> usize {
-        let known = |((of, shard), held): (&(StoreId, ShardId), &DurableShard)| {
-            (*of != store && held.acted_on.is_some()).then_some(*shard)
-        };
-        self.held.iter().filter_map(known).collect::<BTreeSet<_>>().len()
+    /// Returns whether the newest records in all logs, or in those of other stores than this one,
+    /// cover all slots. Where a child's record is known its parent ends.
+    pub fn cover_all(&self, without: Option<StoreId>) -> bool {
+        let mut ends: BTreeMap<ShardId, ((Epoch, Version), u16)> = BTreeMap::new();
+        let others = self.held.iter().filter(|((of, _), _)| Some(*of) != without);
+        for record in others.filter_map(|(_, held)| held.acted_on.as_deref()) {
+            let newest = ends.entry(record.shard()).or_default();
+            *newest = (*newest).max((record.order(), record.slots.hi));
+        }
+        let begins: Vec<u32> = ends.keys().map(|shard| shard.0.into()).collect();
+        let next = begins.iter().copied().skip(1).chain([1 << 16]);
+        begins.first() == Some(&0)
+            && ends.values().zip(next).all(|(&(_, end), next)| u32::from(end) + 1 >= next)
     }
 
     pub fn etcd_lost(&mut self) {

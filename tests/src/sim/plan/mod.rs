@@ -12,6 +12,7 @@ pub mod log;
 pub mod operator;
 pub mod reorder;
 mod settings;
+pub mod splits;
 pub mod tokens;
 
 use engine::coordinator::Flags;
@@ -31,6 +32,7 @@ use log::LogSizes;
 use operator::OperatorPlan;
 use reorder::ReorderPlan;
 use settings::{Shape, coordinator_settings, gateway_settings, node_settings};
+use splits::SplitPlan;
 use tokens::TokenPlan;
 
 /// The plan of a run. Times are in virtual microseconds.
@@ -81,6 +83,7 @@ pub struct Plan {
     pub disks: DiskPlan,
     pub operator: OperatorPlan,
     pub etcd_loss: EtcdLossPlan,
+    pub splits: SplitPlan,
     /// The random coordinator promotes for no reason, one time in so many thousand looks.
     pub spurious_permille: u64,
     /// A second coordinator acts at random.
@@ -189,6 +192,7 @@ impl Plan {
             disks,
             operator,
             etcd_loss,
+            splits: SplitPlan::from_seed(seed),
             chaos: rng.percent(50),
             bootstraps: rng.percent(30) && shape.nodes >= shape.replicas,
             spurious_permille: if rng.percent(50) { rng.between(1, 40) } else { 0 },
@@ -251,6 +255,7 @@ impl Plan {
             disks: DiskPlan { faults: vec![], ..plan.disks },
             operator: OperatorPlan { every: None, ..plan.operator },
             etcd_loss: EtcdLossPlan { at: None, ..plan.etcd_loss },
+            splits: SplitPlan { every: None, ..plan.splits },
             chaos: false,
             bootstraps: true,
             faults_until: u64::MAX,

@@ -6,10 +6,12 @@
 //!                     Load ──▶ Loaded (ops that ask for a value)
 //! ```
 //!
-//! [`apply`] moves commits into the table, [`loads`] reads what applying needs, [`flush`] writes
-//! the table to the state and trims the log, and [`memory`] counts and bounds all of it.
+//! [`apply`] moves commits into the table, [`division`] applies a split, [`loads`] reads what
+//! applying needs, [`flush`] writes the table to the state and trims the log, and [`memory`] counts
+//! and bounds all of it.
 
 mod apply;
+mod division;
 mod flush;
 mod loads;
 mod memory;
@@ -37,6 +39,7 @@ pub(in crate::node) struct Storage {
     /// after it.
     ingests: u64,
     flushing: flush::Flushing,
+    divisions: division::Divisions,
     loads: BTreeMap<u64, loads::PendingLoad>,
     disk_full: bool,
     room_bytes: u64,
@@ -76,6 +79,7 @@ impl Storage {
             tables: Tables::default(),
             ingests: 0,
             flushing: flush::Flushing::default(),
+            divisions: division::Divisions::default(),
             loads: BTreeMap::new(),
             disk_full: false,
             room_bytes: u64::MAX,
@@ -138,6 +142,7 @@ impl Storage {
 impl NodeTurn<'_> {
     /// Handles the end of an fsync: what is durable may be committed and applied.
     pub(in crate::node) fn on_durable(&mut self, group: u64) {
+        self.shards.to_advance.extend(self.storage.divisions.shards());
         for (shard, seq) in self.storage.groups.on_durable(group, self.now) {
             if let Some(replica) = self.shards.get_mut(shard) {
                 replica.on_durable(seq);
