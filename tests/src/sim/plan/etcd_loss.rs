@@ -3,8 +3,8 @@
 use engine::ids::StoreId;
 
 use super::super::rng::Rng;
+use super::OperatorPlan;
 use super::disks::DiskPlan;
-use super::operator::OperatorPlan;
 
 /// The loss of etcd, if a run has one. It has its own random stream: a seed without it is the same
 /// run as ever.
