@@ -57,6 +57,8 @@ pub(crate) struct Args {
 #[derive(Debug, Default, Serialize)]
 struct EventTable {
     coordinators: Vec<Witness>,
+    /// The coordinators that did not answer, with the reasons: only they may know some events.
+    unanswered: Vec<Unanswered>,
     events: Vec<EventRow>,
 }
 
@@ -68,6 +70,13 @@ struct Witness {
     since_ms: u64,
     /// Older events were dropped for lack of room.
     cut: bool,
+}
+
+/// A coordinator that did not answer.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+struct Unanswered {
+    coordinator: String,
+    error: String,
 }
 
 /// One event.
@@ -101,6 +110,15 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<CommandExit> {
             return Ok(CommandExit::Failed);
         }
     };
+    for Unanswered { error, .. } in &table.unanswered {
+        note!("warning: {error}: what only this coordinator has seen is missing");
+    }
+    if let Some(node) = &args.node
+        && table.events.is_empty()
+        && !query.is_known(node).await?
+    {
+        note!("warning: no node has the name or uuid {node:?}: `dkc node list` shows all");
+    }
     if !args.follow {
         output::report(args.json, &table, |table| table.text(wall_clock_ms()))?;
         return Ok(CommandExit::Done);
@@ -179,18 +197,24 @@ impl<'a> EventQuery<'a> {
             "no coordinator is leader: start one, or name a standby with --coordinators"
         );
         let mut replies = Vec::new();
-        let mut failure = None;
-        for address in addresses {
-            match self.reply_of(&address).await {
-                Ok(reply) => replies.push((address, reply)),
-                Err(why) => failure = Some(why),
+        let mut unanswered = Vec::new();
+        for coordinator in addresses {
+            match self.reply_of(&coordinator).await {
+                Ok(reply) => replies.push((coordinator, reply)),
+                Err(why) => unanswered.push(Unanswered { coordinator, error: format!("{why:#}") }),
             }
         }
-        if let (Some(why), []) = (failure, &replies[..]) {
-            return Err(why);
+        if let ([], [.., last]) = (&replies[..], &unanswered[..]) {
+            anyhow::bail!("{}", last.error);
         }
         self.learn_names(&replies).await?;
-        Ok(self.merge(replies))
+        Ok(EventTable { unanswered, ..self.merge(replies) })
+    }
+
+    /// Returns whether a store has this name or uuid.
+    async fn is_known(&self, node: &str) -> Result<bool, metastore::Error> {
+        let stores = self.metastore.list::<StoreRecord>().await?.all;
+        Ok(stores.iter().any(|kept| kept.record.name == node || kept.id.to_string() == node))
     }
 
     async fn reply_of(&self, address: &str) -> anyhow::Result<wire::EventsReply> {
@@ -401,7 +425,8 @@ mod tests {
         let held = EventRow { count: Some(2), ..row("guard-held") };
         let witness = |cut| Witness { coordinator: "coordinator-1".into(), since_ms: 0, cut };
         let events = vec![elected, held, primary, planned];
-        let table = EventTable { coordinators: vec![witness(false)], events };
+        let table =
+            EventTable { coordinators: vec![witness(false)], events, ..EventTable::default() };
         let want = "\
 since 00:00:00, when coordinator-1 started
 12:03:04  leader-elected         -  -             -                 by coordinator-1

@@ -5,6 +5,7 @@
 //! that implements it. The crate `client` alone decides which requests may be retried.
 
 mod args;
+mod backup_etcd;
 mod bench_command;
 mod check_config;
 mod clock;
@@ -22,9 +23,11 @@ mod output;
 mod plan;
 mod ready;
 mod rebalance;
+mod recover_etcd;
 mod scrub;
 mod shards;
 mod signals;
+mod split;
 mod status;
 
 use std::process::ExitCode;
@@ -81,8 +84,12 @@ enum Command {
     Rebalance(rebalance::Args),
     /// Verify all data on the disk of a node
     Scrub(scrub::Args),
-    /// Recover a shard whose copies are lost
+    /// Split a shard, or recover one whose copies are lost
     Shards(shards::Args),
+    /// Rebuild a lost etcd from the storage nodes
+    RecoverEtcd(recover_etcd::Args),
+    /// Save a snapshot of etcd, or check how old the last one is
+    BackupEtcd(backup_etcd::Args),
     /// Measure throughput, latency and CPU of a running cluster
     Bench(bench_command::Args),
     /// Stop the processes of a `dkc dev` that died (started by `dkc dev`)
@@ -141,6 +148,8 @@ fn main() -> ExitCode {
         Command::Rebalance(args) => block_on(rebalance::run(args)),
         Command::Scrub(args) => block_on(scrub::run(args)),
         Command::Shards(args) => block_on(shards::run(args)),
+        Command::RecoverEtcd(args) => block_on(recover_etcd::run(args)),
+        Command::BackupEtcd(args) => block_on(backup_etcd::run(args)),
         Command::Status(args) => block_on(status::run(args)),
         Command::Ready(args) => block_on(ready::run(args)),
     };

@@ -25,6 +25,7 @@ use crate::etcd::{cluster, connect, is_denoted_by, operator};
 use crate::exit::CommandExit;
 use crate::output::{self, note};
 use crate::signals::Signals;
+use crate::split;
 
 /// The pause between two reads of etcd.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
@@ -46,6 +47,8 @@ pub(crate) struct Args {
 enum ShardsCommand {
     /// Make a node's copy the primary although it may lack acknowledged increments
     Promote(Promote),
+    /// Split a shard into two or more, while it serves
+    Split(split::Split),
 }
 
 /// Options of `dkc shards promote`.
@@ -101,9 +104,16 @@ struct GivenUpCopy {
     last: Option<u64>,
 }
 
-/// Promotes a copy after confirmation.
+/// Runs a command on shards.
 pub(crate) async fn run(args: Args) -> anyhow::Result<CommandExit> {
-    let ShardsCommand::Promote(args) = args.command;
+    match args.command {
+        ShardsCommand::Promote(args) => promote(args).await,
+        ShardsCommand::Split(args) => split::run(args).await,
+    }
+}
+
+/// Promotes a copy after confirmation.
+async fn promote(args: Promote) -> anyhow::Result<CommandExit> {
     if !args.yes && !io::stdin().is_terminal() {
         return CommandExit::usage(
             "stdin is not a terminal, so the command cannot ask for confirmation: add --yes",

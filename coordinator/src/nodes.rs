@@ -258,6 +258,9 @@ mod tests {
                     full: false,
                 },
                 NodeQuery::Scrub { .. } => NodeQueryReply::Scrub { from },
+                NodeQuery::Recover { .. } | NodeQuery::Split { .. } => {
+                    return Err(Status::unimplemented("a fake"));
+                }
             };
             Ok(Response::new(reply.into()))
         }

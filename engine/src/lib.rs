@@ -18,6 +18,7 @@
 pub mod batch;
 pub mod codec;
 pub mod entry;
+pub mod etcd_memory;
 pub mod history;
 pub mod ids;
 pub mod key;
@@ -42,3 +43,6 @@ pub mod batcher;
 
 // The coordinator.
 pub mod coordinator;
+
+// The recovery of a lost etcd.
+pub mod recovery_plan;

@@ -6,6 +6,7 @@
 
 use crate::batch::Batch;
 use crate::entry::{Entry, Position};
+use crate::etcd_memory::EtcdMemory;
 use crate::ids::{
     BatchSeq, CopyNo, Epoch, Seq, SessionId, ShardId, Slots, StoreBoot, StoreId, TimeMs,
 };
@@ -24,6 +25,15 @@ pub enum GatewayMessage {
         message: u64,
         /// The batches, of any number of shards.
         batches: Vec<Batch>,
+    },
+    /// A batch that was sealed for a shard that has been split since: once more, to this child.
+    Resend {
+        /// Counts up from 1 per connection, together with those of frames.
+        message: u64,
+        /// The child that is to apply its part.
+        shard: ShardId,
+        /// The batch, as it was sealed.
+        batch: Batch,
     },
     /// A read of counters of one shard.
     Read {
@@ -47,7 +57,7 @@ pub enum NodeReply {
     Answer {
         /// The number of the frame.
         message: u64,
-        /// The shard.
+        /// The shard, as it was when the batch was applied. Without an effect: as in the batch.
         slots: Slots,
         /// The session of the batch.
         session: SessionId,
@@ -500,6 +510,22 @@ pub enum NodeQuery {
     },
     /// Asks for the state of the node's replicas.
     Status,
+    /// Asks for the store's knowledge of etcd, to rebuild a lost etcd. See
+    /// [`recovery_plan`](crate::recovery_plan).
+    Recover {
+        /// The incarnation of the new etcd, which the store promises to follow, and none below it.
+        /// 0: the store promises nothing.
+        promise: u32,
+    },
+    /// Asks the primary of this shard to split it.
+    Split {
+        /// The shard.
+        shard: ShardId,
+        /// The epoch that the node leads.
+        epoch: Epoch,
+        /// The first slot of the right child.
+        at: u16,
+    },
     /// Asks the node to read everything on its disk, or these shards.
     Scrub {
         /// The shards; empty for everything.
@@ -545,11 +571,60 @@ pub enum NodeQueryReply {
         /// The disk has no room: writes are refused, reads are served.
         full: bool,
     },
+    /// Answers [`NodeQuery::Split`].
+    Split {
+        /// The shard.
+        shard: ShardId,
+        /// The split is ordered, or one is under way; or the reason why not, in words.
+        outcome: Result<(), String>,
+    },
+    /// Answers [`NodeQuery::Recover`].
+    Recover(Box<StoreKnowledge>),
     /// Answers [`NodeQuery::Scrub`]: the scrub is accepted; `Status` shows its progress.
     Scrub {
         /// The process that answers.
         from: StoreBoot,
     },
+}
+
+/// The knowledge of a store about etcd.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct StoreKnowledge {
+    /// The store, and its last boot.
+    pub from: StoreBoot,
+    /// The part about the store as a whole. `None`: the store never ran, so it knows nothing.
+    pub etcd: Option<Box<EtcdMemory>>,
+    /// The promise of [`EtcdMemory::promised`] is durable.
+    pub durable: bool,
+    /// Damage was found since the process has started, and etcd was not read since: the store may
+    /// have forgotten what it promised.
+    pub damaged: bool,
+    /// The shards that it knows.
+    pub shards: Vec<ShardKnowledge>,
+}
+
+/// The knowledge of a store about one shard.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ShardKnowledge {
+    /// The shard.
+    pub shard: ShardId,
+    /// The epoch that the store has promised.
+    pub promised: Epoch,
+    /// The newest record of etcd that it has seen.
+    pub record: Option<ShardRecord>,
+    /// The durable end of its copy; `None`: it holds none.
+    pub copy: Option<CopyEnd>,
+}
+
+/// The durable end of a copy.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct CopyEnd {
+    /// Epoch and seq of the last entry.
+    pub last: (Epoch, Seq),
+    /// The copy is not good, as in [`ShardEnd::unfit`].
+    pub unfit: bool,
+    /// The copy is stopped: it may have lost what it once held. One that is being filled is not.
+    pub damaged: bool,
 }
 
 /// The state of one replica, for the status page.

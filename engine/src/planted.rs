@@ -195,6 +195,38 @@ bugs! {
     RemovesWhatHolds,
     /// Moves for balance alone begin although an operator has paused them.
     PauseIgnored,
+    /// A store acts on records of etcd that its log does not keep.
+    RecordNotKept,
+    /// A member that left the in-sync set no longer counts although the own log may still forget
+    /// that it left.
+    LeavingForgotten,
+    /// A recovery of etcd takes the newest known record although a member has not answered.
+    RecoveredWithoutMember,
+    /// A process goes on following etcd after its store has promised a higher incarnation.
+    FenceIgnored,
+    /// The right child of a split begins without the session rows of its parent.
+    ChildWithoutSessions,
+    /// The right child of a split lacks the records of requests of many.
+    RecordsNotCopied,
+    /// A shard is divided although its table has changes that the counted rows lack.
+    SplitIgnoresTables,
+    /// A split is written to etcd without a comparison of the parent's record.
+    SplitUncompared,
+    /// The right child exists before its state is on the disk.
+    ChildBeforeFlush,
+    /// A store makes a copy of a child although its copy of the parent still has those slots.
+    CopyOverParent,
+    /// A gateway takes a child's answer for that of the whole batch.
+    PartAnswersForAll,
+    /// A gateway numbers its batches for the right child from 1.
+    ChildNumberedAnew,
+    /// A gateway forgets, for the right child, the sends of a batch to the parent.
+    SendsToParentForgotten,
+    /// A recovered record has the epoch of the newest known record, whatever was promised since.
+    PromisesNotRecovered,
+    /// A recovery of etcd without a lost store takes the newest known record although that store
+    /// may have led after it.
+    GivenUpNeverLed,
     /// A driver lets a load begin after later events: it reads a later state.
     LoadBeginsLate,
     /// A driver lets messages of one connection overtake each other.

@@ -44,6 +44,11 @@ impl ShardRecord {
         [&self.isr, &self.learners, &self.target].iter().any(|all| all.contains(&store))
     }
 
+    /// The place of the record among all records of its shard.
+    pub fn order(&self) -> (Epoch, Version) {
+        (self.epoch, self.version)
+    }
+
     /// The stores that have a copy of the shard, or a place in its target; each once, in order.
     pub fn mentioned(&self) -> BTreeSet<StoreId> {
         [&self.isr, &self.learners, &self.target].into_iter().flatten().copied().collect()

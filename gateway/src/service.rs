@@ -287,6 +287,7 @@ impl ClusterMember {
             let waits = |reason| self.readiness.waits_for(Some(reason));
             let store = Metastore::join(&etcd, waits).await?;
             let meta = store.cluster(waits).await?;
+            store.stay_with(&meta);
             Ok::<_, metastore::Error>((store, meta))
         };
         let (store, meta) = tokio::select! {

@@ -6,7 +6,7 @@
 
 use std::future::Future;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use engine::codec::Malformed;
@@ -84,6 +84,9 @@ pub struct Metastore {
     turn: Arc<AtomicUsize>,
     prefix: Arc<str>,
     call_timeout: Duration,
+    /// The value of `meta` that the process [stays with](Self::stay_with). Every transaction
+    /// compares it, so the sessions that it makes belong to the etcd of that incarnation.
+    pub(crate) joined: Arc<OnceLock<Vec<u8>>>,
     /// The highest revision that any clone has received: no reply may be from an earlier history.
     history: Arc<Mutex<History>>,
     /// The backoff of reads, and below that of transactions.
@@ -166,8 +169,9 @@ impl Metastore {
         let turn = Arc::new(AtomicUsize::new(fastrand::usize(..members.len())));
         let prefix = format!("/dkc/{}/", settings.cluster).into();
         let call_timeout = settings.call_timeout;
-        let (history, reads, writes) = Default::default();
-        Ok(Self { members: members.into(), turn, prefix, call_timeout, history, reads, writes })
+        let (joined, history, reads, writes) = Default::default();
+        let members = members.into();
+        Ok(Self { members, turn, prefix, call_timeout, joined, history, reads, writes })
     }
 
     /// Returns the version that the current member reports.

@@ -29,6 +29,13 @@ impl Metastore {
         let read = || async { Ok(self.get::<Meta>(&()).await?.map(|kept| kept.record)) };
         wait("meta", waits, read).await
     }
+
+    /// Lets every transaction from now on, of all clones, compare the settings with these: an etcd
+    /// that was rebuilt under another incarnation refuses them.
+    pub fn stay_with(&self, meta: &Meta) {
+        // A process joins one cluster, once.
+        let _joined_before = self.joined.set(meta.encode());
+    }
 }
 
 /// Retries until `attempt` returns a value. Transient errors are retried.

@@ -11,7 +11,7 @@
 
 use engine::ids::StoreId;
 use engine::node::CasOutcome;
-use engine::records::NodeRecord;
+use engine::records::{Meta, NodeRecord};
 use engine::shard_record::ShardRecord;
 use etcd_client::{Compare, CompareOp, DeleteOptions, PutOptions, TxnOp};
 use tracing::warn;
@@ -69,6 +69,18 @@ impl Metastore {
             txn = txn.if_created_at::<NodeRecord>(&store, created);
         }
         txn.commit().await
+    }
+
+    /// Writes the records of both children of a split. It compares that the record of the parent,
+    /// which is the left one, was not changed since `modified`, and that the right one has none.
+    pub async fn split_shard(
+        &self,
+        left: &ShardRecord,
+        modified: u64,
+        right: &ShardRecord,
+    ) -> Result<CasOutcome, Error> {
+        let txn = self.txn().replace(&left.shard(), left, modified);
+        txn.create(&right.shard(), right).commit().await
     }
 }
 
@@ -142,7 +154,12 @@ impl Txn {
     /// Sends the transaction once. An error means that it had no effect and never will.
     pub async fn commit(self) -> Result<CasOutcome, Error> {
         assert!(!self.writes.is_empty(), "a transaction needs a write");
-        let txn = etcd_client::Txn::new().when(self.compares).and_then(self.writes);
+        let mut compares = self.compares;
+        if let Some(meta) = self.store.joined.get() {
+            let key = self.store.key::<Meta>(&());
+            compares.push(Compare::value(key, CompareOp::Equal, meta.clone()));
+        }
+        let txn = etcd_client::Txn::new().when(compares).and_then(self.writes);
         let answered = self.store.with_backoff(&self.store.writes, async {
             let asked = self.store.begin_call()?;
             let mut kv = self.store.kv();

@@ -144,6 +144,7 @@ macro_rules! always_valid {
 always_valid! {
     bool = bool, |flag| flag, |flag| flag;
     Bytes = Bytes, |bytes| bytes, |bytes| bytes;
+    u32 = u32, |number| number, |number| number;
     u64 = u64, |number| number, |number| number;
     BatchSeq = u64, |seq| seq.0, BatchSeq;
     Chain = u64, |chain| chain.0, Chain;

@@ -1,10 +1,14 @@
 //! Conversion of the messages between coordinators, gateways and storage nodes.
 
+use bytes::Bytes;
+use engine::codec::Reader;
+use engine::etcd_memory::EtcdMemory;
 use engine::ids::{Epoch, Seq, StoreBoot, StoreId, TimeMs};
 use engine::message::{
-    HealthReport, NodeQuery, NodeQueryReply, RecordsKept, ReplicaHealth, ReplicaStatus, RoleStatus,
-    ScrubStatus, ShardEnd,
+    CopyEnd, HealthReport, NodeQuery, NodeQueryReply, RecordsKept, ReplicaHealth, ReplicaStatus,
+    RoleStatus, ScrubStatus, ShardEnd, ShardKnowledge, StoreKnowledge,
 };
+use engine::shard_record::ShardRecord;
 
 use crate::Invalid;
 use crate::common::{WireField, from_wire, into_wire, message_of_kind, oneof};
@@ -27,12 +31,22 @@ oneof! {
     message Gather(gather: wire::Gather) { shards };
     message StepDown(step: wire::StepDown) { shard, epoch };
     message Scrub(scrub: wire::Scrub) { shards, bytes_per_s };
+    message Recover(recover: wire::Recover) { promise };
     empty Status;
     into_wire {
         Self::Probe { to } => Kind::Probe(to.into()),
+        Self::Split { shard, epoch, at } => {
+            let at = u32::from(at);
+            Kind::Split(into_wire!(wire::Split { shard, epoch, at }))
+        }
     }
     from_wire {
         Kind::Probe(to) => Self::Probe { to: to.into() },
+        Kind::Split(split) => from_wire!(split => Self::Split {
+            shard,
+            epoch,
+            at: u16::try_from(split.at).map_err(|_| Invalid::Range("split.at"))?,
+        }),
     }
 }
 
@@ -51,6 +65,11 @@ oneof! {
             Kind::Status(into_wire!(wire::StatusReply { from, replicas, scrub, full }))
         }
         Self::Scrub { from } => Kind::Scrub(from.into()),
+        Self::Recover(knowledge) => Kind::Recover((*knowledge).into_wire()),
+        Self::Split { shard, outcome } => {
+            let refused = outcome.err();
+            Kind::Split(wire::SplitReply { shard: shard.into_wire(), refused })
+        }
     }
     from_wire {
         Kind::StepDown(step) => from_wire!(step => Self::StepDown {
@@ -64,6 +83,77 @@ oneof! {
             full,
         }),
         Kind::Scrub(from) => Self::Scrub { from: from.into() },
+        Kind::Split(split) => from_wire!(split => Self::Split {
+            shard,
+            outcome: split.refused.map_or(Ok(()), Err),
+        }),
+        Kind::Recover(knowledge) => {
+            Self::Recover(Box::new(WireField::from_wire("recover", knowledge)?))
+        }
+    }
+}
+
+impl WireField<wire::StoreKnowledge> for StoreKnowledge {
+    fn into_wire(self) -> wire::StoreKnowledge {
+        let Self { from, etcd: memory, durable, damaged, shards } = self;
+        let mut etcd = Vec::new();
+        if let Some(memory) = memory {
+            memory.encode(&mut etcd);
+        }
+        let etcd = Bytes::from(etcd);
+        into_wire!(wire::StoreKnowledge { from, etcd, durable, damaged, shards })
+    }
+
+    fn from_wire(_: &'static str, knowledge: wire::StoreKnowledge) -> Result<Self, Invalid> {
+        let decode = |bytes: Bytes| {
+            let mut from = Reader::new(bytes);
+            let memory = EtcdMemory::decode(&mut from)?;
+            from.finish("etcd memory").map(|()| Box::new(memory))
+        };
+        let etcd = Some(knowledge.etcd.clone()).filter(|bytes| !bytes.is_empty()).map(decode);
+        let invalid = |why| Invalid::Malformed { field: "knowledge.etcd", why };
+        Ok(from_wire!(knowledge => Self {
+            from,
+            etcd: etcd.transpose().map_err(invalid)?,
+            durable,
+            damaged,
+            shards,
+        }))
+    }
+}
+
+impl WireField<wire::ShardKnowledge> for ShardKnowledge {
+    fn into_wire(self) -> wire::ShardKnowledge {
+        let Self { shard, promised, record, copy } = self;
+        let record = record.map_or(Bytes::new(), |record| record.encode().into());
+        wire::ShardKnowledge {
+            shard: shard.into_wire(),
+            promised: promised.into_wire(),
+            record,
+            copy: copy.map(WireField::into_wire),
+        }
+    }
+
+    fn from_wire(_: &'static str, known: wire::ShardKnowledge) -> Result<Self, Invalid> {
+        let record = Some(&known.record).filter(|bytes| !bytes.is_empty());
+        let record = record.map(|bytes| ShardRecord::decode(bytes)).transpose();
+        let invalid = |why| Invalid::Malformed { field: "knowledge.record", why };
+        let record = record.map_err(invalid)?;
+        let copy = known.copy.map(|copy| WireField::from_wire("knowledge.copy", copy));
+        let copy = copy.transpose()?;
+        Ok(from_wire!(known => Self { shard, promised, record: record, copy: copy }))
+    }
+}
+
+impl WireField<wire::CopyEnd> for CopyEnd {
+    fn into_wire(self) -> wire::CopyEnd {
+        let Self { last: (last_epoch, last_seq), unfit, damaged } = self;
+        into_wire!(wire::CopyEnd { last_epoch, last_seq, unfit, damaged })
+    }
+
+    fn from_wire(_: &'static str, end: wire::CopyEnd) -> Result<Self, Invalid> {
+        let last = (Epoch(end.last_epoch), Seq(end.last_seq));
+        Ok(from_wire!(end => Self { last: last, unfit, damaged }))
     }
 }
 

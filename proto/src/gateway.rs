@@ -21,6 +21,10 @@ impl From<GatewayMessage> for wire::ToNode {
             GatewayMessage::Frame { message, batches } => {
                 to_node::Kind::Frame(wire::Frame { message, batches: batches_out(&batches) })
             }
+            GatewayMessage::Resend { message, shard, batch } => {
+                let batch = batches_out(std::slice::from_ref(&batch));
+                to_node::Kind::Resend(wire::Resend { message, shard: shard.into_wire(), batch })
+            }
             GatewayMessage::Read { id, slots, keys, max_staleness_ms } => {
                 to_node::Kind::Read(wire::Read {
                     id,
@@ -42,6 +46,14 @@ impl TryFrom<wire::ToNode> for GatewayMessage {
             to_node::Kind::Open(_) => Err(Invalid::Open),
             to_node::Kind::Frame(frame) => {
                 Ok(Self::Frame { message: frame.message, batches: batches_in(frame.batches)? })
+            }
+            to_node::Kind::Resend(resend) => {
+                let mut batches = batches_in(resend.batch)?.into_iter();
+                let (Some(batch), None) = (batches.next(), batches.next()) else {
+                    return Err(Invalid::Range("resend.batch"));
+                };
+                let shard = WireField::from_wire("resend.shard", resend.shard)?;
+                Ok(Self::Resend { message: resend.message, shard, batch })
             }
             to_node::Kind::Read(read) => Ok(Self::Read {
                 id: read.id,

@@ -13,9 +13,10 @@ use engine::ids::{
 };
 use engine::key::CounterKey;
 use engine::message::{
-    BatchReply, DigestPoint, FromFollower, GatewayMessage, HealthReport, NodeQuery, NodeQueryReply,
-    NodeReply, ReadResult, RecordsKept, Refusal, Reject, ReplicaHealth, ReplicaStatus, RoleStatus,
-    ScrubStatus, ShardAvailability, ShardEnd, Slice, SnapshotOutcome, ToFollower,
+    BatchReply, CopyEnd, DigestPoint, FromFollower, GatewayMessage, HealthReport, NodeQuery,
+    NodeQueryReply, NodeReply, ReadResult, RecordsKept, Refusal, Reject, ReplicaHealth,
+    ReplicaStatus, RoleStatus, ScrubStatus, ShardAvailability, ShardEnd, ShardKnowledge, Slice,
+    SnapshotOutcome, StoreKnowledge, ToFollower,
 };
 use engine::shard::idempotency::TokenOutcome;
 use engine::shard_record::ShardRecord;
@@ -144,9 +145,16 @@ impl Random {
 
     fn gateway_message(&mut self) -> GatewayMessage {
         if self.flag() {
-            return GatewayMessage::Frame {
-                message: self.number(),
-                batches: self.list(Self::batch),
+            return match self.flag() {
+                true => GatewayMessage::Frame {
+                    message: self.number(),
+                    batches: self.list(Self::batch),
+                },
+                false => GatewayMessage::Resend {
+                    message: self.number(),
+                    shard: self.shard(),
+                    batch: self.batch(),
+                },
             };
         }
         let key = |r: &mut Self| CounterKey::new(b"likes", &r.u64().to_le_bytes()).unwrap();
@@ -294,8 +302,14 @@ impl Random {
     }
 
     fn query(&mut self) -> NodeQuery {
-        match self.below(5) {
+        match self.below(7) {
+            6 => NodeQuery::Split {
+                shard: self.shard(),
+                epoch: Epoch(self.number()),
+                at: self.u16(),
+            },
             4 => NodeQuery::Scrub { shards: self.list(Self::shard), bytes_per_s: self.number() },
+            5 => NodeQuery::Recover { promise: self.number() as u32 },
             0 => NodeQuery::Status,
             3 => NodeQuery::Probe { to: self.boot() },
             1 => NodeQuery::Gather { shards: self.list(Self::shard) },
@@ -338,8 +352,28 @@ impl Random {
     }
 
     fn query_reply(&mut self) -> NodeQueryReply {
-        match self.below(6) {
+        match self.below(8) {
+            7 => NodeQueryReply::Split {
+                shard: self.shard(),
+                outcome: if self.flag() { Ok(()) } else { Err("why".into()) },
+            },
             5 => NodeQueryReply::Scrub { from: self.boot() },
+            6 => NodeQueryReply::Recover(Box::new(StoreKnowledge {
+                from: self.boot(),
+                etcd: None,
+                durable: self.flag(),
+                damaged: self.flag(),
+                shards: self.list(|random| ShardKnowledge {
+                    shard: random.shard(),
+                    promised: Epoch(random.number()),
+                    record: None,
+                    copy: random.flag().then(|| CopyEnd {
+                        last: (Epoch(random.number()), Seq(random.number())),
+                        unfit: random.flag(),
+                        damaged: random.flag(),
+                    }),
+                }),
+            })),
             4 => NodeQueryReply::Status {
                 from: self.boot(),
                 replicas: self.list(Self::replica_status),

@@ -23,9 +23,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
+use engine::etcd_memory::EtcdMemory;
 use engine::ids::{Conn, CopyNo, ShardId, Slots};
 use engine::node::{Event, RecoveredReplica};
 use engine::shard::apply::Needs;
+use engine::shard::division::RowCounts;
 use engine::shard::idempotency::TokenLimits;
 use engine::shard::state::ShardState;
 use engine::store::log::catch_up::WantedEntries;
@@ -54,6 +56,8 @@ pub struct DiskContents {
     /// The identity of this store; `None` on a new disk. Then a new identity must be made, written
     /// as the first record and synced, before anything else is written.
     pub identity: Option<Identity>,
+    /// The store's memory of etcd.
+    pub etcd: Option<Box<EtcdMemory>>,
     /// The replicas that the log and the state contain.
     pub replicas: Vec<RecoveredReplica>,
     /// The number of the first group. The identity of this boot goes into it, so the state machine
@@ -145,6 +149,7 @@ impl Disk {
         });
         let opened = DiskContents {
             identity: found.recovered.resume.identity.clone(),
+            etcd: found.recovered.resume.etcd.clone(),
             replicas: found.recovered.replicas,
             next_group: found.recovered.resume.next_group.max(1),
             damage: found.recovered.damage,
@@ -284,6 +289,27 @@ impl Disk {
         });
     }
 
+    /// Counts all rows of a shard that is split, as of the last accepted event:
+    /// [`Event::RowsCounted`] follows.
+    pub fn count_rows(&self, count: u64, slots: Slots, at: u16) {
+        let (view, sink) = (self.view.clone(), self.sink.clone());
+        let retry = self.retry.clone();
+        self.readers.run(move || {
+            let counts = retry.run("count of a shard's rows", || {
+                let mut counts = RowCounts::new(slots, at);
+                view.rows(slots, |key, value| {
+                    let counted = counts.row(key, value);
+                    counted.map_err(|why| crate::state::row_error(key, why))?;
+                    Ok(true)
+                })?;
+                Ok(counts)
+            })?;
+            drop(view);
+            sink.send(Event::RowsCounted { count, counts: Box::new(counts) });
+            Ok(())
+        });
+    }
+
     /// Writes a sealed table as sorted files: [`Event::FlushAdvanced`] and [`Event::Ingested`]
     /// follow.
     pub fn flush(
@@ -322,9 +348,9 @@ impl Disk {
     /// would be suspect for nothing.
     pub fn install_snapshot(
         &mut self,
-        conn: Conn,
-        transfer: u64,
+        (conn, transfer): (Conn, u64),
         copy: CopyNo,
+        replaces: Slots,
         shard: Box<ShardState>,
     ) {
         let staging = self.staging.clone();
@@ -336,7 +362,7 @@ impl Disk {
             let take =
                 || staging.take(conn, transfer).expect("a snapshot is staged before its install");
             let files: &mut Vec<PathBuf> = staged.get_or_insert_with(take);
-            state.install(files, copy, &shard)
+            state.install(files, copy, replaces, &shard)
         });
     }
 

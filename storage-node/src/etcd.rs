@@ -79,6 +79,26 @@ impl EtcdClient {
         Some(Event::Proposed { proposal, outcome })
     }
 
+    /// Performs `Effect::ProposeSplit`: writes the records of both children of a split.
+    pub async fn propose_split(
+        self,
+        proposal: u64,
+        expect: u64,
+        left: ShardRecord,
+        right: ShardRecord,
+    ) -> Option<Event> {
+        let outcome = if expect == 0 || !self.metastore.is_followed() {
+            CasOutcome::Failed
+        } else {
+            let written = self.metastore.split_shard(&left, expect, &right).await;
+            written.unwrap_or_else(|error| {
+                warn!(shard = %left.shard(), %error, "etcd refused the split of a shard");
+                CasOutcome::Failed
+            })
+        };
+        Some(Event::Proposed { proposal, outcome })
+    }
+
     async fn replace(
         &self,
         expect: u64,

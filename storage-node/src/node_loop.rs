@@ -371,6 +371,7 @@ impl NodeLoop {
                 self.disk.sync(group);
             }
             Effect::Load { load, needs } => self.disk.load(load, needs),
+            Effect::CountRows { count, slots, at } => self.disk.count_rows(count, slots, at),
             Effect::ReadLog { wanted, from, bytes_max } => {
                 self.disk.read_log(wanted, from, bytes_max)
             }
@@ -407,8 +408,8 @@ impl NodeLoop {
             Effect::SendSnapshot { conn, transfer, shard: _, slots } => {
                 self.send_snapshot(conn, transfer, slots);
             }
-            Effect::InstallSnapshot { conn, transfer, copy, state } => {
-                self.disk.install_snapshot(conn, transfer, copy, state);
+            Effect::InstallSnapshot { conn, transfer, copy, replaces, state } => {
+                self.disk.install_snapshot((conn, transfer), copy, replaces, state);
             }
             Effect::DiscardSnapshot { conn, transfer } => {
                 self.disk.discard_snapshot(conn, transfer)
@@ -424,6 +425,9 @@ impl NodeLoop {
             }
             Effect::Propose { proposal, expect, record, candidate } => {
                 self.etcd.perform(|etcd| etcd.propose(proposal, expect, record, candidate));
+            }
+            Effect::ProposeSplit { proposal, expect, left, right } => {
+                self.etcd.perform(|etcd| etcd.propose_split(proposal, expect, left, right));
             }
             Effect::CheckEtcd { check, shards } => {
                 self.etcd.perform(|etcd| etcd.check(check, shards));

@@ -181,22 +181,23 @@ impl StateStore {
         self.ingest(vec![file], &[])
     }
 
-    /// Replaces the shard's rows and its record by a staged snapshot: all or nothing. If it fails,
-    /// the staged files are still there.
+    /// Replaces the rows of these slots, and the shard's record, by a staged snapshot: all or
+    /// nothing. If it fails, the staged files are still there.
     pub fn install(
         &self,
         staged: &[PathBuf],
         copy: CopyNo,
+        replaces: Slots,
         state: &ShardState,
     ) -> Result<(), DiskError> {
         // Files ingested in one call take effect in this order.
         let mut record = SortedFiles::new(self);
         let key = layout::shard_key(state.slots.shard());
         record.add(&key, RowChange::Put(&layout::encode_shard(copy, state)))?;
-        let before = [self.range_deletes(state.slots)?];
+        let before = [self.range_deletes(replaces)?];
         let files = [&before[..], staged, &record.finish()?].concat();
         kill::point("install.files");
-        self.expiry_filter.forget(state.slots);
+        self.expiry_filter.forget(replaces);
         self.ingest(files, staged)?;
         self.expiry_filter.ingested([state]);
         Ok(())
@@ -623,7 +624,8 @@ mod tests {
         let row = layout::encode_record(&TokenRecord { bucket: 1, fingerprint: 0, values: vec![] });
         files.add(&layout::idempotency_key(id.slot, id.hash), RowChange::Put(&row)).unwrap();
         let staged = files.finish().unwrap();
-        bench.state.install(&staged, CopyNo(2), &Bench::state_at(4_000, &[1])).unwrap();
+        let state = Bench::state_at(4_000, &[1]);
+        bench.state.install(&staged, CopyNo(2), state.slots, &state).unwrap();
         assert_eq!(bench.left(), [1]);
         drop(view);
         assert_eq!(bench.left(), [1]);

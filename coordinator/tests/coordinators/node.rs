@@ -227,6 +227,7 @@ impl ControlService {
                 full: false,
             },
             NodeQuery::Scrub { .. } => NodeQueryReply::Scrub { from },
+            NodeQuery::Recover { .. } | NodeQuery::Split { .. } => return None,
         })
     }
 }

@@ -46,9 +46,39 @@ impl Answering<'_> {
         number: (SessionId, BatchSeq),
         answer: BatchReply,
     ) -> Option<ShardRecord> {
-        let shard = slots.shard();
-        let send = self.settled((conn, message), slots, number)?;
+        let connection = self.routes.router.connection_mut(conn)?;
+        connection.frames.answered(self.turn.now, message);
+        self.turn.agenda.connections.add(conn);
+        let mut record = None;
+        for shard in self.queues.answered_by(slots) {
+            let Some(send) = self.settled((conn, message), shard, slots, number) else { continue };
+            let found = self.settle(shard, send, slots, answer.clone());
+            record = record.or(found);
+        }
+        record
+    }
+
+    /// Handles the answer to a send for one shard. After a split there may be two that the send
+    /// counts for.
+    fn settle(
+        &mut self,
+        shard: ShardId,
+        send: BatchSend,
+        slots: Slots,
+        answer: BatchReply,
+    ) -> Option<ShardRecord> {
+        let own = self.queues.in_flight(shard)?.own();
+        let is_of_all = slots.lo <= own.lo && own.hi <= slots.hi;
+        let is_of_others = slots.hi < own.lo || own.hi < slots.lo;
+        let planted = self.turn.settings.planted;
         match answer {
+            BatchReply::Refused(refusal) => return self.refused(shard, send, refusal),
+            // Another child alone has ordered it.
+            _ if is_of_others => return self.refused(shard, send, Refusal::NoSuchShard),
+            _ if !is_of_all && !Planted::PartAnswersForAll.is_in(planted) => {
+                let (now, timing) = (self.turn.now, self.turn.settings.timing);
+                self.queues.change(shard, |queue| queue.answered_in_part(now, &timing));
+            }
             BatchReply::Applied { values, tokens, time } => {
                 if let Some(connection) = self.routes.router.connection_mut(send.conn) {
                     connection.expire_frozen(shard, self.turn.now);
@@ -60,7 +90,6 @@ impl Answering<'_> {
             BatchReply::AnsweredBefore => self.decided(shard, Failure::ResultGone),
             BatchReply::NoEffect => self.out_of_order(shard),
             BatchReply::Expired => self.expired(shard),
-            BatchReply::Refused(refusal) => return self.refused(shard, send, refusal),
         }
         None
     }
@@ -78,20 +107,20 @@ impl Answering<'_> {
         self.turn.agenda.shards.add(shard);
     }
 
-    /// The send that the answer names, if it is an open one of the batch in flight.
+    /// The send that the answer names, if it is an open one of the shard's batch in flight.
     fn settled(
         &mut self,
         (conn, message): (Conn, u64),
+        shard: ShardId,
         slots: Slots,
         number: (SessionId, BatchSeq),
     ) -> Option<BatchSend> {
-        let connection = self.routes.router.connection_mut(conn)?;
-        connection.frames.answered(self.turn.now, message);
-        self.turn.agenda.connections.add(conn);
         let answered = |queue: &mut ShardQueue| queue.answered((conn, message), slots, number);
-        let (send, bytes) = self.queues.change(slots.shard(), answered).flatten()?;
-        connection.bytes -= bytes;
-        self.turn.agenda.shards.add(slots.shard());
+        let (send, bytes) = self.queues.change(shard, answered).flatten()?;
+        if let Some(connection) = self.routes.router.connection_mut(conn) {
+            connection.bytes -= bytes;
+        }
+        self.turn.agenda.shards.add(shard);
         Some(send)
     }
 
@@ -125,6 +154,8 @@ impl Answering<'_> {
                 }
                 TokenOutcome::Reused => Failure::TokenReused,
                 TokenOutcome::TooOld => Failure::TokenTooOld,
+                // The home of the token is the other child: this one has done nothing.
+                TokenOutcome::Quota if in_flight.is_divided() => Failure::Frozen,
                 TokenOutcome::Quota => Failure::TokenQuota,
             };
             self.writes.part_failed(part, failure, self.turn.effects);
@@ -225,6 +256,13 @@ impl Answering<'_> {
                 self.queueing().fail_waiting(shard, failure);
             }
             AfterReject::Fail(failure) => self.fail_all(&in_flight, failure),
+            AfterReject::Wait if in_flight.is_divided() => {
+                for part in in_flight.parts {
+                    if self.writes.is_open(part.request) {
+                        self.queueing().route_again(part);
+                    }
+                }
+            }
             AfterReject::Wait => {
                 let mut parts = in_flight.parts;
                 parts.retain(|part| self.writes.is_open(part.request));

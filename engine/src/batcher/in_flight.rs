@@ -9,9 +9,9 @@
 
 use std::collections::VecDeque;
 
-use super::part::{RequestPart, range_of};
+use super::part::{QueuedOp, RequestPart, range_of, slot_of};
 use crate::batch::Batch;
-use crate::ids::{Conn, Epoch};
+use crate::ids::{Conn, Epoch, Slots};
 use crate::ops::OpKind;
 use crate::planted::Planted;
 use crate::shard::idempotency::TokenOutcome;
@@ -45,6 +45,22 @@ pub(super) struct InFlightBatch {
     cut: bool,
     /// The last send.
     last: Option<BatchSend>,
+    /// The slots whose operations are the parts: all of the batch, until its shard is split.
+    own: Slots,
+    /// The shape of the whole batch, of which the parts are a child's share.
+    whole: Option<Box<WholeBatch>>,
+}
+
+/// The shape of a batch whose shard was split while it was in flight. Each child answers with the
+/// results of the whole batch, in which those of the other child are 0.
+#[derive(Clone, Debug)]
+struct WholeBatch {
+    /// Per op of the payload: whether it asks for a value.
+    asks: Vec<bool>,
+    /// The number of parts with a token.
+    tokens: usize,
+    /// Per own part: the index of its token among those.
+    token_at: Vec<Option<usize>>,
 }
 
 impl InFlightBatch {
@@ -56,8 +72,69 @@ impl InFlightBatch {
     ) -> Self {
         let bytes = parts.iter().map(|part| part.bytes).sum();
         let ops = parts.iter().map(|part| part.ops.len()).sum();
-        let open = Vec::new();
-        Self { batch, parts, bytes, ops, entries, values, open, cut: false, last: None }
+        let (open, own) = (Vec::new(), batch.slots);
+        let (cut, last, whole) = (false, None, None);
+        Self { batch, parts, bytes, ops, entries, values, open, cut, last, own, whole }
+    }
+
+    /// Takes out the share of a new child of the shard. Every send to the parent counts as one to
+    /// the child, too.
+    pub(super) fn carve(&mut self, slots: Slots, planted: Option<Planted>) -> Self {
+        let whole = self.whole.take().unwrap_or_else(|| Box::new(self.shape()));
+        let mut left = WholeBatch { token_at: Vec::new(), ..(*whole).clone() };
+        let mut right = left.clone();
+        let (mut kept, mut carved) = (VecDeque::new(), VecDeque::new());
+        for (part, token_at) in std::mem::take(&mut self.parts).into_iter().zip(whole.token_at) {
+            let RequestPart { request, ops, token, .. } = part;
+            let inside = |queued: &QueuedOp| slots.contains(slot_of(queued.hash));
+            let (of_child, rest): (Vec<_>, Vec<_>) = ops.into_iter().partition(inside);
+            if !of_child.is_empty() {
+                carved.push_back(RequestPart::new(request, of_child, token));
+                right.token_at.push(token_at);
+            }
+            if !rest.is_empty() {
+                kept.push_back(RequestPart::new(request, rest, token));
+                left.token_at.push(token_at);
+            }
+        }
+        let forgets = Planted::SendsToParentForgotten.is_in(planted);
+        let (batch, open) = (self.batch.clone(), self.open.clone());
+        let mut child = Self::new(batch, carved, self.entries, self.values);
+        child.open = if forgets { Vec::new() } else { open };
+        child.cut = self.cut && !forgets;
+        (child.own, child.whole) = (slots, Some(Box::new(right)));
+        self.parts = kept;
+        self.bytes = self.parts.iter().map(|part| part.bytes).sum();
+        self.ops = self.parts.iter().map(|part| part.ops.len()).sum();
+        (self.own.hi, self.whole) = (slots.lo - 1, Some(Box::new(left)));
+        child
+    }
+
+    fn shape(&self) -> WholeBatch {
+        let mut tokens = 0;
+        let mut next = |part: &RequestPart| {
+            part.token.as_ref()?;
+            tokens += 1;
+            Some(tokens - 1)
+        };
+        let token_at = self.parts.iter().map(&mut next).collect();
+        WholeBatch { asks: self.asks(), tokens, token_at }
+    }
+
+    /// Returns whether the parts are only a child's share of the batch.
+    pub(super) fn is_divided(&self) -> bool {
+        self.whole.is_some()
+    }
+
+    /// The slots whose operations are the parts.
+    pub(super) fn own(&self) -> Slots {
+        self.own
+    }
+
+    /// Notes that a send was answered for some of the operations only: what became of the others is
+    /// not known.
+    pub(super) fn answered_in_part(&mut self) {
+        self.cut = true;
     }
 
     /// Returns whether the batch should be sent to this primary: it was not yet sent under this
@@ -127,6 +204,14 @@ impl InFlightBatch {
     /// The outcome of each part, given the outcomes of those with a token. Returns `None` if there
     /// are too few or too many of them.
     pub(super) fn outcomes(&self, tokens: &[TokenOutcome]) -> Option<Vec<TokenOutcome>> {
+        if let Some(whole) = &self.whole {
+            let outcome = |at: &Option<usize>| match at {
+                Some(at) => tokens.get(*at).copied(),
+                None => Some(TokenOutcome::Applied),
+            };
+            let outcomes = whole.token_at.iter().map(outcome).collect::<Option<_>>();
+            return outcomes.filter(|_| tokens.len() == whole.tokens);
+        }
         let mut tokens = tokens.iter().copied();
         let outcome = |part: &RequestPart| match part.token {
             None => Some(TokenOutcome::Applied),
@@ -175,12 +260,18 @@ impl InFlightBatch {
         Some(answers)
     }
 
-    /// The value of each op of the payload, 0 for those that ask for none.
-    fn final_values(&self, values: &[i128]) -> Vec<i128> {
+    /// Per op of the payload: whether it asks for a value.
+    fn asks(&self) -> Vec<bool> {
         let mut asks = vec![false; self.entries];
         for queued in self.parts.iter().flat_map(|part| &part.ops) {
             asks[queued.entry as usize] |= queued.op.kind.returns_value();
         }
+        asks
+    }
+
+    /// The value of each op of the payload, 0 for those that ask for none.
+    fn final_values(&self, values: &[i128]) -> Vec<i128> {
+        let asks = self.whole.as_ref().map_or_else(|| self.asks(), |whole| whole.asks.clone());
         let mut values = values.iter().copied();
         let value = |asks: bool| if asks { values.next().unwrap_or_default() } else { 0 };
         asks.into_iter().map(value).collect()

@@ -112,8 +112,14 @@ impl RequestIntake {
     ) {
         self.number(request);
         let (shards, held) = (Vec::new(), Vec::new());
-        let mut open =
-            PendingWrite { deadline, pending: 0, shards, held, result: WriteResult::default() };
+        let mut open = PendingWrite {
+            deadline,
+            pending: 0,
+            shards,
+            held,
+            asks_home: false,
+            result: WriteResult::default(),
+        };
         let token = token.and_then(|token| Some((token.tag(&ops)?, token.issued)));
         let home = token.and_then(|(tag, _)| home(queueing, &tag, &ops));
         let refused = if self.stopping {
@@ -176,6 +182,7 @@ fn queue_parts(
         if part.asked() == 0 && open.held.is_empty() {
             open.pending = 0;
         } else {
+            open.asks_home = true;
             open.shards.push(slots.shard());
             queueing.enqueue(slots, part);
         }

@@ -81,7 +81,7 @@ use self::shard_queues::ShardQueues;
 use self::window::WindowSettings;
 use crate::batch::{BATCH_BYTES_LIMIT, BATCH_BYTES_MAX, BATCH_OPS_MAX};
 use crate::batcher::shard_map::ShardMap;
-use crate::ids::{Conn, Now, SessionId, StoreBoot, StoreId, TimeMs};
+use crate::ids::{Conn, Now, SessionId, Slot, Slots, StoreBoot, StoreId, TimeMs};
 use crate::key::CounterKey;
 use crate::message::{GatewayMessage, HealthReport, NodeReply, REFUSAL_LABELS};
 use crate::ops::Op;
@@ -538,13 +538,37 @@ impl Batcher {
 
     /// Takes a shard's record, from etcd or from a refusal.
     fn learn(&mut self, now: Now, record: ShardRecord) {
+        let before = self.routes.map.of_slot(Slot(record.slots.lo)).map(|known| known.slots);
         if !self.routes.map.learn(record.clone()) {
             return;
+        }
+        if let Some(before) = before.filter(|&before| before != record.slots) {
+            // From the last one on: each is carved out of the parent's queue, which keeps the rest.
+            self.routes.map.within(before).into_iter().rev().for_each(|slots| self.carve(slots));
         }
         if self.queues.change(record.shard(), ShardQueue::moved).is_some() {
             self.agenda.shards.add(record.shard());
         }
         self.reads.moved(now, &record, self.routes.router.to(record.primary));
+    }
+
+    /// Divides the queue of a shard that was split, if these are the slots of its right child.
+    fn carve(&mut self, slots: Slots) {
+        let planted = self.settings.planted;
+        let Some(parent) = self.queues.carve(slots, planted) else { return };
+        let child = slots.shard();
+        self.agenda.shards.add(parent);
+        self.agenda.shards.add(child);
+        let Some(in_flight) = self.queues.in_flight(child) else { return };
+        for part in &in_flight.parts {
+            self.writes.went_to(part.request, child);
+        }
+        // The sends to the parent take their room twice, until both have their answers.
+        for conn in in_flight.open_on() {
+            if let Some(connection) = self.routes.router.connection_mut(conn) {
+                connection.bytes += in_flight.batch.payload.len();
+            }
+        }
     }
 
     /// Reports the store to the coordinator, which probes it itself before it acts.

@@ -443,6 +443,9 @@ impl PendingReads {
                 self.next_follower(now, sent);
             }
         }
+        for target in Vec::from_iter(self.due.iter().copied()) {
+            self.sort_again(target, routes);
+        }
         self.route(now, routes);
         for target in std::mem::take(&mut self.due) {
             self.join_round(now, target, routes);
@@ -459,6 +462,38 @@ impl PendingReads {
         match target.follower {
             None => routes.to_primary(target.shard).map(|(conn, _)| conn),
             Some(follower) => routes.router.to_store(follower),
+        }
+    }
+
+    /// Sorts the parts that wait for a shard again if it was split since.
+    fn sort_again(&mut self, target: ReadTarget, routes: &Routes) {
+        let Some(known) = routes.map.get(target.shard).map(|record| record.slots) else { return };
+        let Some(queue) = self.queues.get_mut(&target) else { return };
+        let before = queue.slots.replace(known).unwrap_or(known);
+        queue.was_split |= before != known;
+        if !queue.was_split {
+            return;
+        }
+        let is_outside = |key: &CounterKey| !known.contains(key.slot());
+        let misplaced = |_: &u64, part: &mut ReadPart| part.keys.iter().any(is_outside);
+        let parts: Vec<_> = queue.waiting.extract_if(.., misplaced).collect();
+        for (request, part) in parts {
+            let mut sorted: BTreeMap<ShardId, ReadPart> = BTreeMap::new();
+            for (index, key) in part.indexes.into_iter().zip(part.keys) {
+                // The shard of an unknown slot is this one, for now.
+                let shard = routes.map.of_slot(key.slot()).map_or(target.shard, |it| it.shard());
+                let sorted = sorted.entry(shard).or_default();
+                sorted.indexes.push(index);
+                sorted.keys.push(key);
+            }
+            let Some(read) = self.open.get_mut(&request) else { continue };
+            read.missing += sorted.len() - 1;
+            let known = read.shards.clone();
+            read.shards.extend(sorted.keys().filter(|shard| !known.contains(shard)));
+            for (shard, sorted) in sorted {
+                let bound = part.bound.clone();
+                self.enqueue(shard, request, ReadPart { bound, ..sorted });
+            }
         }
     }
 

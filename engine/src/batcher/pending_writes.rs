@@ -21,6 +21,8 @@ pub(super) struct PendingWrite {
     /// The parts that wait until the home of their token has recorded the request, each with the
     /// range for which it was made.
     pub held: Vec<(Slots, RequestPart)>,
+    /// The home of the token has not recorded it yet, so it is asked first.
+    pub asks_home: bool,
     /// The outcome so far.
     pub result: WriteResult,
 }
@@ -59,8 +61,10 @@ impl PendingWrites {
 
     /// Takes the held parts of a request: the home of its token has recorded it, or never will.
     pub(super) fn release(&mut self, id: u64) -> Vec<(Slots, RequestPart)> {
-        let request = self.open.get_mut(&id).filter(|request| !request.held.is_empty());
-        let Some(request) = request else { return Vec::new() };
+        let Some(request) = self.open.get_mut(&id) else { return Vec::new() };
+        if request.held.is_empty() {
+            return Vec::new();
+        }
         let held = std::mem::take(&mut request.held);
         // The part at the token's home is the only one that was sent before, so that shard is the
         // first.
@@ -85,6 +89,18 @@ impl PendingWrites {
 
     pub(super) fn deadline(&self) -> Option<Now> {
         self.deadlines.first().map(|&(at, _)| at)
+    }
+
+    /// Notes that the home of the request's token has recorded it.
+    pub(super) fn recorded_at_home(&mut self, id: u64) {
+        if let Some(request) = self.open.get_mut(&id) {
+            request.asks_home = false;
+        }
+    }
+
+    /// Returns whether the home of the request's token has not recorded it yet.
+    pub(super) fn asks_home(&self, id: u64) -> bool {
+        self.open.get(&id).is_some_and(|request| request.asks_home)
     }
 
     /// A request whose deadline has passed.

@@ -14,6 +14,7 @@ use super::{BatcherTiming, Settings};
 use crate::batch::{Batch, Codec};
 use crate::ids::{BatchSeq, Conn, Epoch, Now, SessionId, Slots, TimeMs};
 use crate::message::Refusal;
+use crate::planted::Planted;
 
 /// The queue of one shard. See the module.
 #[derive(Clone, Debug)]
@@ -59,6 +60,25 @@ impl ShardQueue {
             overloaded: false,
             queued_on: None,
         }
+    }
+
+    /// A queue for a new child of the shard, with its share of the batch in flight. Its numbers go
+    /// on from those of the parent, whose session rows it inherits. What waits is sorted again
+    /// later ([`ShardQueue::take_misplaced`]).
+    pub(super) fn carve(&mut self, slots: Slots, planted: Option<Planted>) -> Self {
+        let mut child = Self::new(slots);
+        child.known_time = self.known_time;
+        child.ended = self.ended;
+        child.in_flight = self.in_flight.as_mut().map(|out| out.carve(slots, planted));
+        if !Planted::ChildNumberedAnew.is_in(planted) || child.in_flight.is_some() {
+            child.numbering = self.numbering;
+        }
+        child
+    }
+
+    /// The slots that batches are sealed for.
+    pub(super) fn slots(&self) -> Slots {
+        self.slots
     }
 
     pub(super) fn waiting_bytes(&self) -> usize {
@@ -275,11 +295,22 @@ impl ShardQueue {
     ) -> Option<(BatchSend, usize)> {
         let in_flight = self.in_flight.as_mut()?;
         let batch = &in_flight.batch;
-        if batch.slots != slots || (batch.session, batch.batch_seq) != number {
+        let inside = batch.slots.lo <= slots.lo && slots.hi <= batch.slots.hi;
+        if !inside || (batch.session, batch.batch_seq) != number {
             return None;
         }
         let bytes = batch.payload.len();
         Some((in_flight.answered(conn, message)?, bytes))
+    }
+
+    /// Notes that a send was answered for a part of the batch only, before the map has the shard
+    /// that answered: it is sent again soon.
+    pub(super) fn answered_in_part(&mut self, now: Now, timing: &BatcherTiming) {
+        self.refusals += 1;
+        self.retry_at = now.plus_ms(timing.backoff_ms(self.refusals));
+        if let Some(in_flight) = &mut self.in_flight {
+            in_flight.answered_in_part();
+        }
     }
 
     /// Notes that a connection is gone. Returns whether that changes what the shard may send.

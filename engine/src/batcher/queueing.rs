@@ -12,6 +12,7 @@ use super::{BatchSizes, BatcherTurn};
 use crate::ids::{ShardId, Slots};
 use crate::ops;
 use crate::planted::Planted;
+use crate::shard::idempotency::Scope;
 
 /// The parts of a worker that queue operations, and those that decide where and whether.
 pub(super) struct Queueing<'a> {
@@ -62,6 +63,7 @@ impl Queueing<'_> {
     /// Sends the other parts of a request whose token its home has recorded, if they may still
     /// wait.
     pub(super) fn send_held(&mut self, request: u64) {
+        self.writes.recorded_at_home(request);
         for (slots, part) in self.writes.release(request) {
             let shard = slots.shard();
             if let Err(failure) = self.admits(&part, shard) {
@@ -92,10 +94,28 @@ impl Queueing<'_> {
     }
 
     /// Puts each operation of a part into the queue of the shard that owns its slot now.
-    fn route_again(&mut self, part: RequestPart) {
+    ///
+    /// The part at the home of a token fails if a split has left operations of it to another shard
+    /// than the home: they must not be done before the home has recorded the token.
+    pub(super) fn route_again(&mut self, part: RequestPart) {
+        if self.has_left_home(&part) {
+            return self.writes.part_failed(&part, Failure::Frozen, self.turn.effects);
+        }
         for queued in part.ops {
             self.route_op_again(part.request, queued, part.token);
         }
+    }
+
+    fn has_left_home(&self, part: &RequestPart) -> bool {
+        let (Some(token), Some(first)) = (&part.token, part.ops.first()) else { return false };
+        if token.tag.scope != Scope::Batch || !self.writes.asks_home(part.request) {
+            return false;
+        }
+        let home = token.tag.home(first.op.counter.namespace());
+        let Some(home) = home.and_then(|home| self.routes.map.of_slot(home.slot())) else {
+            return false;
+        };
+        part.ops.iter().any(|queued| !home.slots.contains(slot_of(queued.hash)))
     }
 
     fn route_op_again(&mut self, request: u64, queued: QueuedOp, token: Option<PartToken>) {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
 use crate::batcher::window::SendWindow;
-use crate::ids::{Conn, Now, ShardId, StoreId};
+use crate::ids::{Conn, Now, ShardId, Slots, StoreId};
 use crate::key::CounterKey;
 
 /// The node that is asked for a shard's values: its primary, or a follower.
@@ -47,6 +47,9 @@ pub(super) struct ReadPart {
 pub(super) struct ReadQueue {
     /// The parts that wait, by request.
     pub waiting: BTreeMap<u64, ReadPart>,
+    /// The slots of the shard, and whether it was ever split.
+    pub slots: Option<Slots>,
+    pub was_split: bool,
     pub retry_at: Now,
     pub refusals: u32,
     /// Other followers are asked before this one until then, since it could not answer.

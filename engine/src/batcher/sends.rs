@@ -5,7 +5,7 @@
 //! its primary; a connection with room in its window takes shards from its queue until the message
 //! is full.
 
-use super::in_flight::BatchSend;
+use super::in_flight::{BatchSend, InFlightBatch};
 use super::queue::ShardQueue;
 use super::routes::Routes;
 use super::session::BatchSessions;
@@ -58,6 +58,11 @@ impl Sending<'_> {
         let (now, settings) = (self.turn.now, self.turn.settings);
         let Some(queue) = self.queues.get(shard) else { return SendReadiness::Nothing };
         let Some(primary) = self.routes.to_primary(shard) else { return SendReadiness::Nothing };
+        // The shard was split, and what waits is not sorted yet.
+        let is_split = self.routes.map.get(shard).is_some_and(|it| it.slots != queue.slots());
+        if is_split && queue.in_flight().is_none() {
+            return SendReadiness::Nothing;
+        }
         let session = self.sessions.for_shard(queue.ended());
         let Some(at) = queue.sends_at(primary, session, settings) else {
             return SendReadiness::Nothing;
@@ -86,39 +91,58 @@ impl Sending<'_> {
                 return;
             }
             let message = connection.frames.next_message();
-            let (batches, ops) = self.fill(conn, message);
+            let (batches, ops, again) = self.fill(conn, message);
             if batches.is_empty() {
                 return;
             }
             let Some(connection) = self.routes.router.connection_mut(conn) else { return };
             connection.frames.sent(now, batches.len(), ops, settings.window);
             self.turn.counts.sends += batches.len() as u64;
-            let message = GatewayMessage::Frame { message, batches };
+            let message = match again {
+                Some(shard) => {
+                    let batch = batches.into_iter().next().expect("it is alone in its message");
+                    GatewayMessage::Resend { message, shard, batch }
+                }
+                None => GatewayMessage::Frame { message, batches },
+            };
             self.turn.effects.push(Effect::Send { conn, message });
         }
     }
 
-    /// The batches of one message, and the number of their operations. The list is empty if no
-    /// shard in the queue has anything to send after all, or if too many bytes are in flight
-    /// already; an answer will then bring the connection here again.
-    fn fill(&mut self, conn: Conn, message: u64) -> (Vec<Batch>, usize) {
+    /// The batches of one message, and the number of their operations; and the shard, if it is a
+    /// batch that was sealed for a shard that was split since, which travels alone. The list is
+    /// empty if no shard in the queue has anything to send after all, or if too many bytes are in
+    /// flight already; an answer will then bring the connection here again.
+    fn fill(&mut self, conn: Conn, message: u64) -> (Vec<Batch>, usize, Option<ShardId>) {
         let settings = self.turn.settings;
         let mut batches = Vec::new();
         let (mut bytes, mut ops) = (0, 0);
         let unlimited = Planted::FrameUnlimited.is_in(settings.planted);
         while bytes < settings.sizes.message_bytes || unlimited {
-            let Some(connection) = self.routes.router.connection_mut(conn) else { break };
+            let Some(connection) = self.routes.router.connection(conn) else { break };
             if connection.bytes >= settings.connection_bytes_max {
                 break;
             }
-            let Some(shard) = connection.send_queue.pop_front() else { break };
-            if let Some(batch) = self.next_batch(shard, conn, message) {
-                bytes += batch.payload.len();
-                ops += self.queues.get(shard).map_or(0, ShardQueue::next_ops);
-                batches.push(batch);
+            let Some(&shard) = connection.send_queue.front() else { break };
+            let is_alone = self.is_divided(shard);
+            if is_alone && !batches.is_empty() {
+                break;
+            }
+            let Some(connection) = self.routes.router.connection_mut(conn) else { break };
+            connection.send_queue.pop_front();
+            let Some(batch) = self.next_batch(shard, conn, message) else { continue };
+            bytes += batch.payload.len();
+            ops += self.queues.get(shard).map_or(0, ShardQueue::next_ops);
+            batches.push(batch);
+            if is_alone {
+                return (batches, ops, Some(shard));
             }
         }
-        (batches, ops)
+        (batches, ops, None)
+    }
+
+    fn is_divided(&self, shard: ShardId) -> bool {
+        self.queues.in_flight(shard).is_some_and(InFlightBatch::is_divided)
     }
 
     /// The batch that the shard sends now: the one in flight, or a new one.

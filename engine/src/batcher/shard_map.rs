@@ -6,7 +6,7 @@
 //!
 //! Invariant: the ranges are sorted and do not overlap.
 
-use crate::ids::{ShardId, Slot, Slots, StoreBoot};
+use crate::ids::{ShardId, Slot, Slots, StoreBoot, Version};
 use crate::shard_record::ShardRecord;
 
 /// The ranges that `count` shards are made with: shard i covers ⌊i·65536/count⌋ up to the next.
@@ -48,8 +48,20 @@ impl ShardMap {
         if !self.shards[overlapping.clone()].iter().all(is_newer) {
             return false;
         }
-        self.ends.splice(overlapping.clone(), [slots.hi]);
-        self.shards.splice(overlapping, [record]);
+        // After a split one of the two records comes first. Until the other one is here, the rest
+        // of the parent is taken for a shard that its primary leads.
+        let known = &self.shards[overlapping.clone()];
+        let left = known.first().filter(|known| known.slots.lo < slots.lo).map(|known| {
+            let slots = Slots { hi: slots.lo - 1, ..known.slots };
+            ShardRecord { slots, ..known.clone() }
+        });
+        let right = known.last().filter(|known| known.slots.hi > slots.hi).map(|known| {
+            let slots = Slots { lo: slots.hi + 1, ..known.slots };
+            ShardRecord { slots, version: Version(0), ..known.clone() }
+        });
+        let records: Vec<_> = left.into_iter().chain([record]).chain(right).collect();
+        self.ends.splice(overlapping.clone(), records.iter().map(|record| record.slots.hi));
+        self.shards.splice(overlapping, records);
         true
     }
 
@@ -80,6 +92,12 @@ impl ShardMap {
         covered == 1 << 16
     }
 
+    /// The slots of the known shards that begin in these slots.
+    pub fn within(&self, slots: Slots) -> Vec<Slots> {
+        let begins = |known: &&ShardRecord| slots.contains(Slot(known.slots.lo));
+        self.iter().filter(begins).map(|known| known.slots).collect()
+    }
+
     /// All known shards, by their slots.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &ShardRecord> {
         self.shards.iter()
@@ -97,7 +115,6 @@ impl ShardMap {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::Version;
 
     fn record(lo: u16, hi: u16, version: u64) -> ShardRecord {
         let slots = Slots { lo, hi };
@@ -129,6 +146,15 @@ mod tests {
         check(&[(0, 9, 7), (5, 9, 1), (0, 4, 8)], &want);
         check(&[(5, 9, 1), (0, 9, 7), (0, 4, 8)], &want);
         check(&[(0, 4, 8), (5, 9, 1), (0, 9, 7)], &want);
+    }
+
+    /// Until the other record comes, the rest of the parent has a place.
+    #[test]
+    fn one_record_of_a_split_leaves_no_gap() {
+        check(&[(0, 9, 7), (5, 9, 1)], &[(0, 4, 7), (5, 9, 1)]);
+        check(&[(0, 9, 7), (0, 4, 8)], &[(0, 4, 8), (5, 9, 0)]);
+        check(&[(0, 9, 7), (5, 7, 2)], &[(0, 4, 7), (5, 7, 2), (8, 9, 0)]);
+        check(&[(0, 9, 7), (0, 4, 8), (5, 7, 2), (8, 9, 1)], &[(0, 4, 8), (5, 7, 2), (8, 9, 1)]);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The queues of all shards, and the memory that their operations take.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::in_flight::{BatchSend, InFlightBatch};
 use super::queue::ShardQueue;
@@ -8,7 +8,7 @@ use super::routes::Routes;
 use super::seal::Sealer;
 use super::{BatchSizes, Counts, Settings};
 use crate::batch::Batch;
-use crate::ids::{Conn, Epoch, Now, SessionId, ShardId, Slots, TimeMs};
+use crate::ids::{Conn, Epoch, Now, SessionId, ShardId, Slot, Slots, TimeMs};
 use crate::planted::Planted;
 
 /// The queue of every shard that has had operations. See the module.
@@ -23,6 +23,8 @@ pub(super) struct ShardQueues {
     /// The newest time of any shard, and when the answer with it came.
     newest: Option<(TimeMs, Now)>,
     sealer: Sealer,
+    /// Shards with a share of a batch in flight whose shard was split.
+    divided: BTreeSet<ShardId>,
 }
 
 impl ShardQueues {
@@ -32,6 +34,7 @@ impl ShardQueues {
             in_flight: 0,
             bytes: 0,
             newest: None,
+            divided: BTreeSet::new(),
             sealer: Sealer::new(match Planted::BatchUnlimited.is_in(settings.planted) {
                 true => BatchSizes::default(),
                 false => settings.sizes,
@@ -137,6 +140,35 @@ impl ShardQueues {
         self.bytes -= queue.waiting_bytes();
         add(queue);
         self.bytes += queue.waiting_bytes();
+    }
+
+    /// Makes the queue of a shard that has none and was part of another, whose queue it inherits
+    /// from. Returns that shard.
+    pub(super) fn carve(&mut self, slots: Slots, planted: Option<Planted>) -> Option<ShardId> {
+        let child = slots.shard();
+        let (&parent, queue) = self.queues.range(..=child).next_back()?;
+        if parent == child || !queue.slots().contains(Slot(slots.lo)) {
+            return None;
+        }
+        let carved = self.change(parent, |queue| queue.carve(slots, planted))?;
+        if carved.in_flight().is_some() {
+            self.divided.extend([parent, child]);
+            self.in_flight += 1;
+        }
+        self.bytes += carved.bytes();
+        self.queues.insert(child, Box::new(carved));
+        Some(parent)
+    }
+
+    /// The shards whose batch in flight may be the one that was answered under these slots.
+    pub(super) fn answered_by(&mut self, slots: Slots) -> Vec<ShardId> {
+        let Self { queues, divided, .. } = self;
+        divided.retain(|shard| {
+            let in_flight = queues.get(shard).and_then(|queue| queue.in_flight());
+            in_flight.is_some_and(InFlightBatch::is_divided)
+        });
+        let others = divided.iter().copied().filter(|&shard| shard != slots.shard());
+        std::iter::once(slots.shard()).chain(others).collect()
     }
 
     /// Sends the batch in flight, or a new one in this session.

@@ -267,13 +267,12 @@ impl Start {
             let had_one = self.known.as_ref().is_some_and(|known| known.read_nonce.is_some());
             return if had_one { Err(StartRefusal::Forgotten) } else { Ok(()) };
         };
-        if !self.known.as_ref().is_some_and(|known| known.knows(record.nonce)) {
-            return Err(StartRefusal::NotOurs { boot: record.boot });
-        }
         let returns = seen.trusted_member && record.status.taken_back().is_some();
         match record.status {
+            // A store that a recovery of etcd has given up has no nonce in etcd.
             status if status.is_gone() && !returns => Err(StartRefusal::GivenUp { status }),
-            _ => Ok(()),
+            _ if self.known.as_ref().is_some_and(|known| known.knows(record.nonce)) => Ok(()),
+            _ => Err(StartRefusal::NotOurs { boot: record.boot }),
         }
     }
 

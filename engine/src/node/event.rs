@@ -8,6 +8,7 @@ use crate::message::{
     ToFollower,
 };
 use crate::shard::apply::Needs;
+use crate::shard::division::RowCounts;
 use crate::shard::idempotency;
 use crate::shard::state::ShardState;
 use crate::shard_record::ShardRecord;
@@ -117,6 +118,13 @@ pub enum Event {
         at: LogLocation,
         /// The entries that were read, by shard and position.
         parts: Vec<LogPart>,
+    },
+    /// Answers [`Effect::CountRows`].
+    RowsCounted {
+        /// The number of the count.
+        count: u64,
+        /// The counts over all rows of the slots, at one moment.
+        counts: Box<RowCounts>,
     },
     /// A flush goes on. A driver that reports no progress makes a node wait for the ends of flushes
     /// where it would only be slowed down.
@@ -289,6 +297,16 @@ pub enum Effect {
         /// The counters and records to read.
         needs: Needs,
     },
+    /// Count all rows of these slots (counters and idempotency records), as of one moment, like a
+    /// load: it begins before the next event is handled.
+    CountRows {
+        /// The number by which [`Event::RowsCounted`] answers.
+        count: u64,
+        /// The slots of the shard.
+        slots: Slots,
+        /// The first slot of the right part.
+        at: u16,
+    },
     /// Read one block of the log, for all followers that want something of it: see
     /// `Index::next_read`. At most one such read is in flight.
     ReadLog {
@@ -380,6 +398,9 @@ pub enum Effect {
         transfer: u64,
         /// The number of the new copy.
         copy: CopyNo,
+        /// The slots of the copy that it replaces: those of the new copy, or more of them, if the
+        /// shard was split since. All rows there are removed.
+        replaces: Slots,
         /// The shard record.
         state: Box<ShardState>,
     },
@@ -417,6 +438,18 @@ pub enum Effect {
         record: ShardRecord,
         /// A store that is added, and the create_revision of its `node/` key.
         candidate: Option<(StoreId, u64)>,
+    },
+    /// Write the records of both children of a split, if the record of the parent is still at
+    /// `expect` and the right child has none. The driver never retries.
+    ProposeSplit {
+        /// The number by which [`Event::Proposed`] answers.
+        proposal: u64,
+        /// The mod_revision that the record of the parent must have.
+        expect: u64,
+        /// The new record of the parent, which is the left child.
+        left: ShardRecord,
+        /// The first record of the right child.
+        right: ShardRecord,
     },
     /// Read the records of these shards in one linearizable read.
     CheckEtcd {

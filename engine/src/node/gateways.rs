@@ -63,8 +63,27 @@ impl Gateways {
         *last = message;
         let overloaded = is_overloaded(turn);
         for batch in batches {
-            on_batch(turn, peers, (conn, message), batch, overloaded);
+            let shard = batch.slots.shard();
+            on_batch(turn, peers, (conn, message), (shard, batch), overloaded);
         }
+    }
+
+    /// Orders or refuses a batch that was sealed for a shard that has been split since, for this
+    /// child of it.
+    pub(super) fn on_resend(
+        &mut self,
+        turn: &mut NodeTurn<'_>,
+        peers: &PeerHealth,
+        (conn, message): (Conn, u64),
+        shard: ShardId,
+        batch: Batch,
+    ) {
+        let Some(last) = self.connections.get_mut(&conn).filter(|last| message > **last) else {
+            return;
+        };
+        *last = message;
+        let overloaded = is_overloaded(turn);
+        on_batch(turn, peers, (conn, message), (shard, batch), overloaded);
     }
 
     /// Announces to every gateway that the shard takes no writes here, and that it does again, also
@@ -102,11 +121,10 @@ fn on_batch(
     turn: &mut NodeTurn<'_>,
     peers: &PeerHealth,
     from: (Conn, u64),
-    batch: Batch,
+    (shard, batch): (ShardId, Batch),
     overloaded: bool,
 ) {
-    let shard = batch.slots.shard();
-    if let Err(refusal) = may_order(turn, &batch, overloaded) {
+    if let Err(refusal) = may_order(turn, shard, &batch, overloaded) {
         let (conn, message) = from;
         let (slots, session, batch_seq) = (batch.slots, batch.session, batch.batch_seq);
         let answer = BatchReply::Refused(refusal);
@@ -121,8 +139,12 @@ fn on_batch(
 }
 
 /// Checks everything that can be checked before ordering.
-fn may_order(turn: &NodeTurn<'_>, batch: &Batch, overloaded: bool) -> Result<(), Refusal> {
-    let shard = batch.slots.shard();
+fn may_order(
+    turn: &NodeTurn<'_>,
+    shard: ShardId,
+    batch: &Batch,
+    overloaded: bool,
+) -> Result<(), Refusal> {
     let redirect = || turn.shards.redirect(shard);
     let Some(replica) = turn.shards.get(shard) else {
         return Err(redirect().unwrap_or(Refusal::NoSuchShard));
@@ -130,7 +152,10 @@ fn may_order(turn: &NodeTurn<'_>, batch: &Batch, overloaded: bool) -> Result<(),
     let Some(primary) = replica.primary() else {
         return Err(redirect().unwrap_or(Refusal::NotPrimary(None)));
     };
-    if replica.slots != batch.slots {
+    // A batch of a shard that was split since has a part for this one. One of fewer slots was
+    // sealed after a split that is not applied here yet.
+    let (own, sealed) = (replica.slots, batch.slots);
+    if sealed.lo > own.lo || own.hi > sealed.hi {
         return Err(Refusal::NoSuchShard);
     }
     if batch.payload.len() > turn.settings.sizes.batch_bytes_limit {

@@ -49,6 +49,7 @@ pub mod boot;
 mod audit;
 pub(crate) mod event;
 mod gateways;
+mod knowledge;
 mod membership;
 mod peers;
 mod queries;
@@ -108,6 +109,7 @@ impl Node {
     ) -> Self {
         let recover = |found| Replica::recover(found, settings.planted);
         let mut shards = shared::Shards::new(recovered.into_iter().map(recover));
+        shards.etcd = settings.etcd.clone();
         let storage = shared::Storage::new(&settings, now, next_group, shards.iter_mut());
         Self {
             next_review: now,
@@ -196,7 +198,15 @@ impl Node {
             }
             Event::LogRead { at, parts } => peers.on_log_read(turn, at, parts),
             Event::FlushAdvanced { flush, counters } => turn.on_flush_advanced(flush, counters),
-            Event::Ingested { flush } => turn.on_ingested(flush, snapshots),
+            Event::Ingested { flush } => {
+                turn.on_ingested(flush, snapshots);
+                for child in turn.begin_children(flush) {
+                    peers.announce_copy(turn, child);
+                    membership::follow_known_record(turn, peers, snapshots, child);
+                    turn.shards.review_led();
+                }
+            }
+            Event::RowsCounted { count, counts } => turn.on_rows_counted(count, &counts),
             Event::DiskFull(full) => turn.on_disk_full(full, snapshots),
             Event::Room { bytes } => turn.storage.set_room(bytes),
 
@@ -204,11 +214,16 @@ impl Node {
                 snapshots.on_staged(turn, peers, conn, transfer, *state);
             }
             Event::SnapshotInstalled { conn, transfer } => {
-                snapshots.on_installed(turn, peers, conn, transfer);
+                if let Some(slots) = snapshots.on_installed(turn, peers, conn, transfer) {
+                    membership::follow_records_in(turn, peers, snapshots, slots);
+                }
             }
             Event::RowsDropped { shard } => {
+                let slots = turn.shards.get(shard).map(|replica| replica.slots);
                 snapshots.on_rows_dropped(turn, shard);
-                membership::follow_known_record(turn, peers, snapshots, shard);
+                if let Some(slots) = slots {
+                    membership::follow_records_in(turn, peers, snapshots, slots);
+                }
             }
             Event::SnapshotMeasured { transfer, bytes } => {
                 snapshots.on_measured(turn, transfer, bytes);
@@ -223,6 +238,8 @@ impl Node {
             Event::Proposed { proposal, outcome } => {
                 membership.on_proposed(turn, peers, snapshots, proposal, outcome);
             }
+            // A record of an etcd that is not followed any more proves nothing.
+            Event::EtcdChecked { .. } if turn.shards.fence.is_some() => {}
             Event::EtcdChecked { check, records } => reads.on_etcd_checked(turn, check, records),
             Event::SessionsListed { at, alive } => {
                 self.retention.on_sessions_listed(turn, peers.health(), at, alive);
@@ -241,6 +258,10 @@ impl Node {
         match message {
             GatewayMessage::Frame { message, batches } => {
                 self.gateways.on_frame(turn, self.peers.health(), conn, message, batches);
+            }
+            GatewayMessage::Resend { message, shard, batch } => {
+                let health = self.peers.health();
+                self.gateways.on_resend(turn, health, (conn, message), shard, batch);
             }
             GatewayMessage::Read { id, slots, keys, max_staleness_ms } => {
                 let request = ReadRequest { conn, id, slots, keys };

@@ -4,7 +4,7 @@ use crate::ids::ShardId;
 use crate::message::{NodeQuery, NodeQueryReply, RecordsKept, ReplicaStatus, RoleStatus, ShardEnd};
 use crate::node::audit::Audit;
 use crate::node::event::Effect;
-use crate::node::membership::HealthView;
+use crate::node::membership::{HealthView, order_split};
 use crate::node::peers::Peers;
 use crate::node::settings::Settings;
 use crate::node::shared::NodeTurn;
@@ -39,6 +39,14 @@ pub(super) fn on_query(
                 Some((last.epoch, last.seq))
             });
             NodeQueryReply::StepDown { shard, end }
+        }
+        NodeQuery::Split { shard, epoch, at } => {
+            let outcome = order_split(turn, peers, shard, epoch, at).map_err(str::to_owned);
+            NodeQueryReply::Split { shard, outcome }
+        }
+        NodeQuery::Recover { promise } => {
+            turn.promise_incarnation(promise);
+            NodeQueryReply::Recover(Box::new(turn.knowledge()))
         }
         NodeQuery::Scrub { shards, bytes_per_s } => {
             audit.request_scrub(turn.settings, shards, bytes_per_s);

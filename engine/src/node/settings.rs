@@ -4,6 +4,7 @@
 //! is the value of a production process, except for limits that a driver computes from its memory.
 
 use crate::batch::BATCH_BYTES_LIMIT;
+use crate::etcd_memory::EtcdMemory;
 use crate::planted::Planted;
 use crate::shard::idempotency::{self, TokenLimits};
 
@@ -58,6 +59,9 @@ pub struct Settings {
     pub sizes: NodeSizes,
     /// Waits and intervals.
     pub timing: NodeTiming,
+    /// The store's memory of etcd, as its log has it; `None` in tests without a recovery of
+    /// etcd.
+    pub etcd: Option<Box<EtcdMemory>>,
     /// A bug for the tests of the tests; `None` in production.
     pub planted: Option<Planted>,
 }
@@ -92,6 +96,7 @@ impl Default for Settings {
             scrub_bytes_per_s: 20_000_000,
             sizes: NodeSizes::default(),
             timing: NodeTiming::default(),
+            etcd: None,
             planted: None,
         }
     }

@@ -33,6 +33,7 @@ use crate::replica::Replica;
 use crate::replica::primary::Feed;
 use crate::replica::trust::Trust;
 use crate::shard::state::ShardState;
+use crate::shard_record::ShardRecord;
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct Snapshots {
@@ -115,7 +116,12 @@ impl Snapshots {
             return; // A wrong copy must not spread.
         }
         let (slots, pin, recorded) = (replica.slots, replica.flushed.seq, replica.recorded);
+        let is_dividing = replica.child.is_some();
         let Some(primary) = replica.primary_mut() else { return };
+        // A member filled with the left child alone would be named as a member of the right one.
+        if is_dividing || primary.record.slots != slots {
+            return;
+        }
         // A member of M never gets a snapshot that may lack what it has acknowledged, unless it is
         // known to have lost that already.
         let counted =
@@ -157,6 +163,12 @@ impl Snapshots {
         let Some(outgoing) = self.outgoing.get(&transfer).cloned() else { return };
         let SendingSnapshot { conn, store, shard, slots, bytes, .. } = outgoing;
         let awaited = expected_by(turn, store, shard, transfer).is_some();
+        // If the shard was split since, its rows and its record are of other slots.
+        let is_whole = turn.shards.get(shard).is_some_and(|it| it.slots == slots);
+        if outcome == SnapshotOutcome::Accepted && awaited && !is_whole {
+            self.outgoing.remove(&transfer);
+            return self.retry_later(turn, transfer, &outgoing);
+        }
         if outcome == SnapshotOutcome::Accepted && awaited {
             turn.effects.push(Effect::SendSnapshot { conn, transfer, shard, slots });
             return;
@@ -309,21 +321,24 @@ impl Snapshots {
         incoming.after_flush = None;
         let Some(replica) = turn.shards.get(incoming.shard) else { return };
         let copy = CopyNo(replica.copy.0 + 1);
+        let replaces = replica.slots;
         let state = Box::new(incoming.state.clone());
-        turn.effects.push(Effect::InstallSnapshot { conn, transfer, copy, state });
+        turn.effects.push(Effect::InstallSnapshot { conn, transfer, copy, replaces, state });
     }
 
-    /// Handles the end of an ingest: the snapshot is this node's copy now.
+    /// Handles the end of an ingest: the snapshot is this node's copy now. Returns the slots of the
+    /// copy that it replaced, if they were more.
     pub(super) fn on_installed(
         &mut self,
         turn: &mut NodeTurn<'_>,
         peers: &mut Peers,
         conn: Conn,
         transfer: u64,
-    ) {
-        let Some(incoming) = self.incoming.remove(&(conn, transfer)) else { return };
+    ) -> Option<Slots> {
+        let incoming = self.incoming.remove(&(conn, transfer))?;
         let shard = incoming.shard;
-        let Some((replica, mut replica_turn)) = turn.replica_in_turn(shard) else { return };
+        let (replica, mut replica_turn) = turn.replica_in_turn(shard)?;
+        let replaced = replica.slots;
         replica.install(&mut replica_turn, incoming.state);
         turn.storage.trim_soon(turn.now); // The former copy no longer needs the log.
         turn.note_ingest();
@@ -334,6 +349,9 @@ impl Snapshots {
             turn.effects.push(Effect::ToPrimary { conn, message });
         }
         turn.shards.to_advance.insert(shard);
+        // If the shard was split since, the snapshot is of the left child.
+        let is_narrower = turn.shards.get(shard).is_some_and(|it| it.slots != replaced);
+        is_narrower.then_some(replaced)
     }
 
     /// Begins the installs and removals that waited for this flush.
@@ -361,6 +379,11 @@ impl Snapshots {
         slots: Slots,
         fit: bool,
     ) {
+        // If a copy of the parent has the slots, the split is still to come: it makes the copy.
+        let is_occupied = turn.shards.is_occupied(shard, slots);
+        if is_occupied && !turn.planted(Planted::CopyOverParent) {
+            return;
+        }
         let replica = turn.shards.get_or_insert(shard, || Replica::empty(shard, slots));
         if replica.trust.exists() {
             return;
@@ -377,12 +400,19 @@ impl Snapshots {
     }
 
     /// Deletes a copy that a linearizable read of etcd no longer assigns to this store.
-    pub(super) fn drop_copy(&mut self, turn: &mut NodeTurn<'_>, peers: &mut Peers, shard: ShardId) {
+    pub(super) fn drop_copy(
+        &mut self,
+        turn: &mut NodeTurn<'_>,
+        peers: &mut Peers,
+        record: &ShardRecord,
+    ) {
+        let shard = record.shard();
         let after_flush = turn.request_flush();
         let Some((replica, mut replica_turn)) = turn.replica_in_turn(shard) else { return };
         if matches!(replica.trust, Trust::Absent { .. } | Trust::Replacing { .. }) {
             return; // Being replaced now: the record is read again once that is done.
         }
+        replica.act_on(&mut replica_turn, record);
         replica.drop_copy(&mut replica_turn);
         turn.storage.trim_soon(turn.now);
         peers.announce_copy(turn, shard);
@@ -433,7 +463,8 @@ fn is_wanted(turn: &NodeTurn<'_>, announced: &AnnouncedSnapshot, state: &ShardSt
         replica.promised == epoch
             && replica.primary().is_none()
             && replica.copy == copy
-            && replica.slots == state.slots
+            && replica.slots.lo == state.slots.lo
+            && replica.slots.hi >= state.slots.hi
     };
     is_replaceable(turn, shard) && turn.shards.get(shard).is_some_and(fits)
 }

@@ -60,6 +60,11 @@ impl Replica {
         if !self.trust.is_working() {
             return Err(Reject::Stopped.into());
         }
+        // The primary has not divided the shard yet: its first entries are of other slots.
+        let is_of_other_slots = slice.slots != self.slots && self.log.last().seq == Seq(0);
+        if is_of_other_slots && !slice.entries.is_empty() {
+            return Err(Reject::Stopped.into());
+        }
         let joined = self.join(turn, slice, in_sync)?;
         // The commit counts even if the slice is rejected: committed entries need not stay in the
         // log, so a follower whose log is too long must learn the commit although it accepts

@@ -35,6 +35,7 @@ use crate::node::settings::{NodeSizes, Settings};
 use crate::planted::Planted;
 use crate::shard::apply;
 use crate::shard::state::ShardState;
+use crate::shard_record::ShardRecord;
 use crate::store::log::LogRecord;
 use group_commit::ReplicaTurn;
 use log::{LogBytes, ReplicaLog};
@@ -59,6 +60,8 @@ pub struct Replica {
     pub promised: Epoch,
     /// The highest epoch that this process has begun as primary.
     pub begun: Epoch,
+    /// The newest record of the shard that the store has acted on, as its log has it.
+    pub acted_on: Option<Box<ShardRecord>>,
     /// The part of the log that is in memory.
     pub log: ReplicaLog,
     /// The size of the log in the sum of all logs of the node.
@@ -80,8 +83,23 @@ pub struct Replica {
     /// The first read of etcd that may decide about deleting this copy: it began after everything
     /// that was accepted from a primary.
     pub removal_read: Option<u64>,
+    /// The right child of a split that is applied here, until it is in the state on disk.
+    pub child: Option<Box<PendingChild>>,
     /// The role: follower, or primary of the shard.
     pub role: ReplicaRole,
+}
+
+/// The right child of a split, of which there is no copy yet.
+#[derive(Clone, Debug)]
+pub struct PendingChild {
+    /// The number of its copy.
+    pub copy: CopyNo,
+    /// The state that it begins with.
+    pub state: ShardState,
+    /// The flush that writes its record, once it has begun.
+    pub flush: Option<u64>,
+    /// The copy of the parent was good when it was divided.
+    pub is_good: bool,
 }
 
 /// The role of a replica.
@@ -103,6 +121,7 @@ impl Replica {
             trust: Trust::Absent { clean: true },
             promised: Epoch(0),
             begun: Epoch(0),
+            acted_on: None,
             log: ReplicaLog::from(Position::default()),
             counted: LogBytes::default(),
             state: ShardState { slots, ..ShardState::default() },
@@ -113,6 +132,7 @@ impl Replica {
             flushed_point: DigestPoint { shard, ..DigestPoint::default() },
             points: VecDeque::new(),
             removal_read: None,
+            child: None,
             role: ReplicaRole::Follower,
         }
     }
@@ -121,6 +141,7 @@ impl Replica {
     pub fn recover(found: RecoveredReplica, planted: Option<Planted>) -> Self {
         let mut replica = Self::empty(found.shard, found.slots);
         replica.copy = found.copy;
+        replica.acted_on = found.acted_on;
         // Recovery derives a promise that was not written from the epoch of the last entry. The bug
         // is to keep promises in memory only, so it removes that too.
         if !Planted::SkipPromiseFsync.is_in(planted) {
@@ -205,7 +226,51 @@ impl Replica {
 
     /// Continues with an installed snapshot in place of the old copy.
     pub fn install(&mut self, turn: &mut ReplicaTurn<'_>, state: ShardState) {
+        self.slots = state.slots;
         self.begin_copy(turn, state);
+    }
+
+    /// Begins as the right child of a split. Its state, as of the split, is on the disk.
+    pub fn begin_child(&mut self, turn: &mut ReplicaTurn<'_>, state: ShardState, is_good: bool) {
+        self.begin_copy(turn, state);
+        if !is_good {
+            self.trust = Trust::Filling;
+        }
+    }
+
+    /// The first entry that is not applied and splits the shard at this slot.
+    pub fn unapplied_split(&self, at: u16) -> Option<Seq> {
+        let mut seq = self.state.applied.seq.next();
+        while let Some(held) = self.log.get(seq) {
+            if held.entry.body == (Body::Split { at }) {
+                return Some(seq);
+            }
+            seq = seq.next();
+        }
+        None
+    }
+
+    /// Returns whether the store has rows of these slots that belong to this replica: of a copy, of
+    /// one that is being removed, or of a child that has no copy yet.
+    pub fn occupies(&self, slots: Slots) -> bool {
+        let overlaps = |own: Slots| own.lo <= slots.hi && slots.lo <= own.hi;
+        let has_rows = self.trust != Trust::Absent { clean: true };
+        has_rows && overlaps(self.slots)
+            || self.child.as_ref().is_some_and(|child| overlaps(child.state.slots))
+    }
+
+    /// Notes in the log that the store acts on this record of etcd. A store that acts on a record
+    /// that its log may forget lets a recovery of etcd take an older one for the newest.
+    pub fn act_on(&mut self, turn: &mut ReplicaTurn<'_>, record: &ShardRecord) {
+        let known = self.acted_on.as_ref().map(|known| known.order());
+        if known.is_some_and(|known| known >= record.order()) {
+            return;
+        }
+        let record = Box::new(record.clone());
+        if !turn.planted(Planted::RecordNotKept) {
+            turn.write(LogRecord::ActedOn(record.clone()));
+        }
+        self.acted_on = Some(record);
     }
 
     fn begin_copy(&mut self, turn: &mut ReplicaTurn<'_>, state: ShardState) {

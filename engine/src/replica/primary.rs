@@ -9,6 +9,9 @@
 //!   propose +C ──▶ M = {A,B,C} ──▶ answer lost ──▶ M = {A,B,C} ──▶ read version 8 ──▶ M = isr of 8
 //! ```
 //!
+//! A record that makes M smaller counts once it is in the own log, durably: until then M contains
+//! those that left, too ([`Primary::leaving`]).
+//!
 //! Acknowledging with {A,B} after the lost answer would be wrong: the addition may have happened, C
 //! may be promoted, and C lacks what only A and B hold.
 
@@ -41,6 +44,12 @@ pub struct Primary {
     pub mod_revision: u64,
     /// Everything proposed against `record` so far.
     pub proposals: Vec<InSyncProposal>,
+    /// The members that left M by a record that is not durable in the own log yet: they still
+    /// count. After a crash a recovery of etcd may find an older record only, and name them as
+    /// complete.
+    pub leaving: BTreeSet<StoreId>,
+    /// The group of the log that makes the last record durable; `None` once it is.
+    pub recording: Option<u64>,
     /// No other proposal before this moment: one is under way, or one has just failed.
     pub propose_after: Now,
     /// The members of M other than this store, and the learners.
@@ -177,6 +186,8 @@ impl Primary {
             record,
             mod_revision,
             proposals: Vec::new(),
+            leaving: BTreeSet::new(),
+            recording: None,
             propose_after: now,
             followers: BTreeMap::new(),
             waiting: VecDeque::new(),
@@ -197,7 +208,8 @@ impl Primary {
 
     /// *M*: the stores whose fsync every commit waits for, each once.
     pub fn members(&self, planted: Option<Planted>) -> Cow<'_, [StoreId]> {
-        let settled = self.proposals.is_empty() && self.joining.is_none();
+        let settled =
+            self.proposals.is_empty() && self.joining.is_none() && self.leaving.is_empty();
         if settled || Planted::ForgetUnsettledAddition.is_in(planted) {
             return Cow::Borrowed(&self.record.isr);
         }
@@ -206,6 +218,7 @@ impl Primary {
             members.extend(&proposal.record.isr);
         }
         members.extend(self.joining.map(|(store, _)| store));
+        members.extend(&self.leaving);
         if Planted::CountUnsettledRemoval.is_in(planted)
             && let Some(newest) = self.proposals.last()
         {
@@ -265,7 +278,12 @@ impl Primary {
         assert!(record.epoch == self.epoch, "a record of another epoch is never adopted");
         assert!(record.version > self.record.version, "M shrinks only by a higher version");
         let passed_over = record.version.0 > self.record.version.0 + 1;
-        let before: BTreeSet<_> = self.followers.keys().copied().collect();
+        // A store that has left and still counts may have deleted its copy, like one that was not
+        // named at all.
+        let before: BTreeSet<_> =
+            self.followers.keys().copied().filter(|&store| self.is_named(store)).collect();
+        self.leaving = self.members(None).iter().copied().collect();
+        self.leaving.retain(|member| !record.isr.contains(member));
         self.record = record;
         self.mod_revision = mod_revision;
         self.proposals.clear();
@@ -274,16 +292,33 @@ impl Primary {
         self.match_followers();
         let mut unproven = Vec::new();
         for (&store, follower) in &mut self.followers {
+            let returns = !before.contains(&store);
             let may_have_changed = passed_over && !self.record.isr.contains(&store);
-            if may_have_changed && follower.is_fed() {
+            if (may_have_changed || returns) && follower.is_fed() {
                 follower.feed = Feed::Cut;
             }
-            if may_have_changed || !before.contains(&store) {
+            if may_have_changed || returns {
                 follower.acked = Seq(0);
                 unproven.push(store);
             }
         }
         unproven
+    }
+
+    /// Returns whether the record or a proposal names the store as a member or a learner.
+    fn is_named(&self, store: StoreId) -> bool {
+        let proposed = self.proposals.iter().map(|proposal| &proposal.record);
+        let mut records = proposed.chain([&self.record]);
+        records.any(|record| record.isr.contains(&store) || record.learners.contains(&store))
+            || self.joining.is_some_and(|(joining, _)| joining == store)
+    }
+
+    /// Notes that the newest record is durable in the own log: what left the in-sync set by it no
+    /// longer counts.
+    pub fn on_recorded(&mut self) {
+        self.recording = None;
+        self.leaving.clear();
+        self.match_followers();
     }
 
     /// Feeds exactly the members of M and the learners.
@@ -335,6 +370,7 @@ impl Primary {
             && self.joining.is_none()
             && self.progress.blocked.is_none()
             && !self.is_unsettled()
+            && self.leaving.is_empty()
             && self.record.learners.is_empty()
             && self.record.tainted.is_empty()
             && self.followers.values().all(streams)
@@ -479,8 +515,11 @@ mod tests {
         propose(&mut primary, &[C], &[]);
         let read = primary.record.changed(&[], &[], &[], 2);
         primary.adopt_record(read, 80, Now(5));
-        assert_eq!(primary.members(None)[..], [A, B]);
         assert!(!primary.is_unsettled());
+        // The own log has to have it, too.
+        assert_eq!(primary.members(None)[..], [A, B, C]);
+        primary.on_recorded();
+        assert_eq!(primary.members(None)[..], [A, B]);
     }
 
     #[test]

@@ -95,10 +95,10 @@ pub struct Unknown(pub &'static str);
 pub fn decode(entry: &Entry) -> Result<Decoded, Unknown> {
     let batch = match &entry.body {
         Body::Ops(batch) => batch,
-        Body::Barrier | Body::ExpireSessions { .. } | Body::ExpireTokens { .. } => {
-            return Ok(Decoded::NoOps);
-        }
-        Body::Split { .. } => return Err(Unknown("split")),
+        Body::Barrier
+        | Body::ExpireSessions { .. }
+        | Body::ExpireTokens { .. }
+        | Body::Split { .. } => return Ok(Decoded::NoOps),
         Body::Unknown { .. } => {
             return Err(Unknown("an entry of a kind that only a newer build knows"));
         }
@@ -131,7 +131,8 @@ pub fn needs(decoded: &Decoded, slots: Slots) -> Needs {
 
 /// Applies the next entry and returns the answer to its batch; `None` for an entry without one.
 ///
-/// `decoded` comes from [`decode`]; `loaded` holds what [`needs`] asked for. Pure and total.
+/// `decoded` comes from [`decode`]; `loaded` holds what [`needs`] asked for. Pure and total. A
+/// split is applied by [`divide`](crate::shard::division::divide) instead, which needs all rows.
 pub fn apply(
     state: &mut ShardState,
     tables: &mut Tables,
@@ -156,7 +157,8 @@ pub fn apply(
     };
     let answer = match state.sessions.judge(batch.session, batch.batch_seq) {
         Judgement::Next => {
-            let apply = Applying { state: &mut *state, tables, loaded, limits, time: entry.time };
+            let (slots, time) = (batch.slots, entry.time);
+            let apply = Applying { state: &mut *state, tables, loaded, limits, slots, time };
             let result = apply.run(decoded);
             state.sessions.record(batch.session, batch.batch_seq, result.clone());
             answer_of(result, entry)
@@ -185,6 +187,8 @@ struct Applying<'a> {
     tables: &'a mut Tables,
     loaded: &'a Loaded,
     limits: &'a TokenLimits,
+    /// The slots that the batch was sealed for: those of the shard, or of one that was split since.
+    slots: Slots,
     time: TimeMs,
 }
 
@@ -194,7 +198,7 @@ impl Applying<'_> {
         // An operation for another shard's slot can only come from a faulty gateway. It must have
         // no effect, since its counter's rows belong to another log.
         let hashes: Vec<_> = ops.iter().map(|op| key::hash(op.name)).collect();
-        if hashes.iter().any(|&hash| !self.state.slots.contains(key::slot_of(hash))) {
+        if hashes.iter().any(|&hash| !self.slots.contains(key::slot_of(hash))) {
             return BatchResult::Malformed;
         }
         if !ops.tokened.is_empty() {
@@ -223,6 +227,11 @@ impl Applying<'_> {
         values: &mut Vec<i128>,
     ) -> TokenOutcome {
         let first = ops.clone().next().expect("a group is not empty");
+        if !hashes.iter().any(|&hash| self.is_own(hash)) {
+            // All of it is the part of the other child.
+            self.apply_ops(&mut ops, hashes, values);
+            return TokenOutcome::Applied;
+        }
         let id = group.tag.record(first.name, Slot(self.state.slots.lo));
         let namespace = key::namespace_of(first.name);
         let of_group = ops.clone().take(group.count);
@@ -232,22 +241,36 @@ impl Applying<'_> {
         if group.tag.scope == Scope::Batch && Planted::PartAppliedAgain.is_in(planted) {
             found = None;
         }
+        let asks = |&(op, &hash): &(OpRef<'_>, &u128)| op.kind.returns_value() && self.is_own(hash);
+        let asked = ops.clone().zip(hashes).filter(asks).count();
         let request =
-            TokenedRequest { tag: group.tag, issued: group.issued, namespace, values: value_count };
+            TokenedRequest { tag: group.tag, issued: group.issued, namespace, values: asked };
         let at = (self.state.slots, self.time);
         match self.state.tokens.judge(self.limits, at, request, found) {
             TokenVerdict::Replay(recorded) => {
-                values.extend(recorded);
+                let mut recorded = recorded.iter().copied();
+                let asking = ops.zip(hashes).filter(|(op, _)| op.kind.returns_value());
+                values.extend(asking.map(|(_, &hash)| match self.is_own(hash) {
+                    true => recorded.next().unwrap_or_default(),
+                    false => 0,
+                }));
                 TokenOutcome::Replayed
             }
             TokenVerdict::Refuse(outcome) => {
                 values.resize(values.len() + value_count, 0);
                 outcome
             }
+            TokenVerdict::Apply { .. } if self.is_home_elsewhere(group, namespace) => {
+                values.resize(values.len() + value_count, 0);
+                TokenOutcome::Quota
+            }
             TokenVerdict::Apply { bucket } => {
-                let mut own = Vec::new();
-                self.apply_ops(&mut ops, hashes, &mut own);
-                values.extend(&own);
+                let mut all = Vec::new();
+                self.apply_ops(&mut ops.clone(), hashes, &mut all);
+                values.extend(&all);
+                let asking = ops.zip(hashes).filter(|(op, _)| op.kind.returns_value());
+                let own = asking.zip(all).filter(|((_, hash), _)| self.is_own(**hash));
+                let own = own.map(|(_, value)| value).collect();
                 let fingerprint = group.tag.fingerprint as u64;
                 let record = TokenRecord { bucket, fingerprint, values: own };
                 let share = layout::record_share(id, &record);
@@ -269,7 +292,30 @@ impl Applying<'_> {
         }
     }
 
+    /// Returns whether the shard was split since the batch was sealed, and the other child is the
+    /// home of the token. Nothing of the request may be done before its home has recorded it.
+    fn is_home_elsewhere(&self, group: &TokenedOps, namespace: &[u8]) -> bool {
+        let home = match group.tag.scope {
+            Scope::Batch => group.tag.home(namespace),
+            _ => None,
+        };
+        home.is_some_and(|home| {
+            let slot = home.slot();
+            self.slots.contains(slot) && !self.state.slots.contains(slot)
+        })
+    }
+
+    /// Returns whether the operation is one of this shard. After a split each child applies its
+    /// part of a batch that was sealed before, and has 0 for the values of the other part.
+    fn is_own(&self, hash: u128) -> bool {
+        self.state.slots.contains(key::slot_of(hash))
+    }
+
     fn apply_op(&mut self, op: OpRef<'_>, hash: u128, values: &mut Vec<i128>) {
+        if !self.is_own(hash) {
+            values.extend(op.kind.returns_value().then_some(0));
+            return;
+        }
         let before = || {
             let base = self.loaded.values.get(op.name).copied().unwrap_or(0);
             self.tables.value(Some(base), op.name, hash)
@@ -309,7 +355,6 @@ impl Applying<'_> {
 mod tests {
     use super::*;
     use crate::batch::{Batch, Codec};
-    use crate::entry::Position;
     use crate::ids::{BatchSeq, Epoch, Revision, SessionId, TimeMs};
     use crate::ops::Op;
     use crate::shard::idempotency::{self, IssueTime, Tag};
@@ -352,7 +397,7 @@ mod tests {
         fn payload(&mut self, batch_seq: u64, payload: bytes::Bytes) -> BatchReply {
             let session = SessionId(Revision { incarnation: 1, revision: 1 });
             let batch = Batch::seal(
-                Slots::ALL,
+                self.state.slots,
                 session,
                 BatchSeq(batch_seq),
                 BatchSeq(batch_seq),
@@ -408,6 +453,40 @@ mod tests {
         assert_eq!(shard.batch(1, &[("a", OpKind::Delete)]), BatchReply::Malformed);
     }
 
+    /// A batch was sealed before its shard was split.
+    #[test]
+    fn a_child_applies_its_part_of_a_batch_of_its_parent() {
+        let (a, b) = (counter("a").slot().0, counter("b").slot().0);
+        let at = a.max(b);
+        let halves = [Slots { lo: 0, hi: at - 1 }, Slots { lo: at, hi: u16::MAX }];
+        let ops: Vec<_> = ["a", "b"]
+            .map(|key| Op { counter: counter(key), kind: OpKind::AddReturning { delta: 5 } })
+            .into();
+        let mut values = Vec::new();
+        for slots in halves {
+            let mut shard = shard();
+            let whole = shard.payload(1, ops::encode(&ops));
+            assert_eq!(whole, applied(&[5, 5]));
+            let mut child = self::shard();
+            let payload = ops::encode(&ops);
+            let session = SessionId(Revision { incarnation: 1, revision: 1 });
+            let number = BatchSeq(1);
+            let batch = Batch::seal(Slots::ALL, session, number, number, Codec::Raw, payload);
+            let entry = Entry::after(child.state.applied, Epoch(1), TimeMs(0), Body::Ops(batch));
+            child.state.slots = slots;
+            let decoded = decode(&entry).unwrap();
+            let Shard { state, tables, loaded } = &mut child;
+            let answer = apply(state, tables, &entry, &decoded, loaded, &LIMITS).unwrap();
+            let BatchReply::Applied { values: part, .. } = answer else { panic!("{answer:?}") };
+            values.push(part);
+        }
+        let own = |slots: Slots, key: &str| slots.contains(counter(key).slot());
+        for (part, slots) in values.iter().zip(halves) {
+            let want = ["a", "b"].map(|key| if own(slots, key) { 5 } else { 0 });
+            assert_eq!(part[..], want);
+        }
+    }
+
     /// The digest does not depend on how the values came about.
     #[test]
     fn the_digest_depends_on_the_values_alone() {
@@ -419,13 +498,6 @@ mod tests {
         other.batch(2, &[("a", OpKind::Add { delta: 3 })]);
         assert_eq!(one.state.counter_digest, other.state.counter_digest);
         assert_ne!(one.state.counter_digest, 0);
-    }
-
-    #[test]
-    fn what_a_newer_build_wrote_stops_the_shard() {
-        let at = Position::default();
-        let split = Entry::after(at, Epoch(1), TimeMs(0), Body::Split { at: 7 });
-        assert_eq!(decode(&split), Err(Unknown("split")));
     }
 
     #[test]
@@ -543,6 +615,28 @@ mod tests {
             BatchReply::Applied { values: vec![10], tokens: vec![], time }
         });
         assert_eq!(shard.state.tokens.records(), 2);
+    }
+
+    /// A batch was sealed before a split, and the home of its token is the other child.
+    #[test]
+    fn a_child_does_nothing_before_the_home_of_a_token() {
+        let group: Group<'_> = (Scope::Batch, (1, 1), 0, &[("a", ADD)]);
+        let tag = Tag { scope: Scope::Batch, hash: 1, fingerprint: 1 };
+        let home = tag.home(counter("a").namespace()).unwrap().slot().0;
+        let own = counter("a").slot().0;
+        let at = home.max(own);
+        let halves = [Slots { lo: 0, hi: at - 1 }, Slots { lo: at, hi: u16::MAX }];
+        let [child] = halves.iter().filter(|it| it.contains(Slot(own))).collect::<Vec<_>>()[..]
+        else {
+            panic!("home and counter are in different halves")
+        };
+        assert!(!child.contains(Slot(home)));
+        let mut shard = shard();
+        shard.state.slots = *child;
+        assert_eq!(shard.tokens(0, &[group]), (vec![0], vec![Quota]));
+        assert_eq!(shard.state.tokens.records(), 0);
+        shard.state.slots = Slots::ALL;
+        assert_eq!(shard.tokens(0, &[group]), (vec![5], vec![Applied]));
     }
 
     /// Within one batch: the second group finds the first one's record.

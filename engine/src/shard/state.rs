@@ -1,7 +1,7 @@
 //! The state of a shard that is the same on all its replicas, without the counters.
 
 use crate::entry::Position;
-use crate::ids::Slots;
+use crate::ids::{Seq, Slots};
 use crate::message::DigestPoint;
 use crate::shard::idempotency::Buckets;
 use crate::shard::sessions::SessionTable;
@@ -14,6 +14,9 @@ pub struct ShardState {
     pub slots: Slots,
     /// The last entry applied.
     pub applied: Position,
+    /// The split by which the shard got these slots; 0 if it was never split. Entries up to there
+    /// were applied to other slots.
+    pub divided: Seq,
     /// Σ H(name) · value mod 2^128 over all counters, H odd.
     pub counter_digest: u128,
     /// The sessions of gateway workers, and which of their batches were applied.

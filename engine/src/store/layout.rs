@@ -44,6 +44,8 @@ const TAG_OPERAND: u8 = 2;
 const FLAG_EXPIRY: u8 = 0x10;
 
 const SHARD_FORMAT: u8 = 1;
+/// The format of a shard that was split: the seq of the split follows its position.
+const SPLIT_SHARD_FORMAT: u8 = 2;
 const IDEMPOTENCY_FORMAT: u8 = 1;
 
 // ---- keys
@@ -267,10 +269,14 @@ pub fn record_share(id: RecordId, record: &TokenRecord) -> (u128, u64) {
 
 /// Encodes a shard's record, for the copy of this number.
 pub fn encode_shard(copy: CopyNo, state: &ShardState) -> Vec<u8> {
-    let mut out = vec![SHARD_FORMAT];
+    let was_split = state.divided != Seq(0);
+    let mut out = vec![if was_split { SPLIT_SHARD_FORMAT } else { SHARD_FORMAT }];
     put_varint(&mut out, copy.0);
     put_slots(&mut out, state.slots);
     put_position(&mut out, state.applied);
+    if was_split {
+        put_varint(&mut out, state.divided.0);
+    }
     out.extend_from_slice(&state.counter_digest.to_le_bytes());
     put_sessions(&mut out, &state.sessions);
     put_buckets(&mut out, &state.tokens);
@@ -281,13 +287,16 @@ pub fn encode_shard(copy: CopyNo, state: &ShardState) -> Vec<u8> {
 /// read.
 pub fn decode_shard(bytes: &[u8]) -> Result<(CopyNo, ShardState), Malformed> {
     let mut from = Reader::new(Bytes::copy_from_slice(bytes));
-    if from.u8("shard format")? != SHARD_FORMAT {
-        return Err(Malformed("shard format"));
-    }
+    let was_split = match from.u8("shard format")? {
+        SHARD_FORMAT => false,
+        SPLIT_SHARD_FORMAT => true,
+        _ => return Err(Malformed("shard format")),
+    };
     let copy = CopyNo(from.varint("copy number")?);
     let state = ShardState {
         slots: slots(&mut from)?,
         applied: position(&mut from)?,
+        divided: Seq(if was_split { from.varint("shard split")? } else { 0 }),
         counter_digest: from.u128_le("counter digest")?,
         sessions: sessions(&mut from)?,
         tokens: buckets(&mut from)?,
@@ -674,6 +683,7 @@ mod tests {
         ShardState {
             slots: Slots { lo: 16, hi: 31 },
             applied,
+            divided: Seq(0),
             counter_digest: 3,
             sessions: SessionTable { expiry, rows: rows.into() },
             tokens: Buckets::default(),
@@ -697,6 +707,20 @@ mod tests {
         .concat();
         assert_eq!(encode_shard(CopyNo(6), &full_state()), want);
         assert_eq!(decode_shard(&want), Ok((CopyNo(6), full_state())));
+    }
+
+    /// Golden test: a shard that was split has the seq of the split behind its position. One that
+    /// never was can be read by a build that knows no splits.
+    #[test]
+    fn the_record_of_a_shard_that_was_split_never_changes() {
+        let state = ShardState { divided: Seq(300), ..full_state() };
+        let plain = encode_shard(CopyNo(6), &full_state());
+        let encoded = encode_shard(CopyNo(6), &state);
+        assert_eq!((plain[0], encoded[0]), (1, 2));
+        assert_eq!(encoded[1..17], plain[1..17]);
+        assert_eq!(encoded[17..19], [0xac, 2]);
+        assert_eq!(encoded[19..], plain[17..]);
+        assert_eq!(decode_shard(&encoded), Ok((CopyNo(6), state)));
     }
 
     /// Golden test: tokens add fields, and the fields before them stay as they were.

@@ -19,9 +19,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::entry::{Body, Entry};
+use crate::etcd_memory::EtcdMemory;
 use crate::ids::{CopyNo, Seq, ShardId, Slots};
 use crate::replica::recovered::{RecoveredContent, RecoveredReplica};
 use crate::shard::state::ShardState;
+use crate::shard_record::ShardRecord;
 use crate::store::log::index::Index;
 use crate::store::log::scan::{Damage, Group, Scanned};
 use crate::store::log::writer::Resume;
@@ -33,6 +35,8 @@ pub struct Recovery {
     state: BTreeMap<ShardId, (CopyNo, ShardState)>,
     shards: BTreeMap<ShardId, ShardLog>,
     identity: Option<Identity>,
+    etcd: Option<Box<EtcdMemory>>,
+    acted_on: BTreeMap<ShardId, Box<ShardRecord>>,
     index: Index,
     unreadable: Vec<Unreadable>,
 }
@@ -55,6 +59,8 @@ pub struct RecoveryPlan {
     /// The store's identity. `None` on a new disk. `None` *with* damage means a store that has lost
     /// its identity: it must not start as a new one.
     pub identity: Option<Identity>,
+    /// The store's memory of etcd.
+    pub etcd: Option<Box<EtcdMemory>>,
     /// The state from which the log encoder continues.
     pub resume: Resume,
     /// Rows of former copies that are still in the state: to be removed before anything else.
@@ -97,12 +103,21 @@ impl Recovery {
         for record in group.records {
             match (record.shard(), record) {
                 (_, LogRecord::Identity(identity)) => self.identity = Some(identity),
+                (_, LogRecord::Etcd(memory)) => self.etcd = Some(memory.after(self.etcd.take())),
+                (Some(shard), LogRecord::ActedOn(record)) => self.acted_on(shard, record),
                 (Some(shard), record) => {
                     let state = self.state.get(&shard);
                     self.shards.entry(shard).or_default().record(state, record);
                 }
                 (None, _) => {}
             }
+        }
+    }
+
+    fn acted_on(&mut self, shard: ShardId, record: Box<ShardRecord>) {
+        let newest = self.acted_on.entry(shard).or_insert_with(|| record.clone());
+        if newest.order() < record.order() {
+            *newest = record;
         }
     }
 
@@ -114,9 +129,12 @@ impl Recovery {
         let mut plan = RecoveryPlan {
             replicas: Vec::new(),
             identity: self.identity.clone(),
+            etcd: self.etcd.clone(),
             resume: Resume {
                 owner: scanned.owner.unwrap_or_default(),
                 identity: self.identity,
+                etcd: self.etcd,
+                acted_on: self.acted_on,
                 next_group: scanned.next_group,
                 next_segment: scanned.next_segment,
                 shards: BTreeMap::new(),
@@ -126,8 +144,13 @@ impl Recovery {
             damage: scanned.damage,
             unreadable: self.unreadable,
         };
-        for (&shard, (_, state)) in &self.state {
-            self.shards.entry(shard).or_insert_with(|| ShardLog {
+        for (&shard, (copy, state)) in &self.state {
+            let known = self.shards.entry(shard).and_modify(|known| {
+                // An installed copy of which the log has no `Copy` yet: what the log has found
+                // wrong is the one before.
+                known.contradicted &= *copy <= known.checkpoint.copy;
+            });
+            known.or_insert_with(|| ShardLog {
                 // No store writes rows of a shard without having promised, so the log has lost the
                 // promise.
                 contradicted: true,
@@ -183,7 +206,10 @@ impl ShardLog {
                 self.contradicted |= checkpoint.suspect;
             }
             LogRecord::Suspect { copy: of, .. } => self.contradicted |= of == copy,
-            LogRecord::Promise { .. } | LogRecord::Identity(_) => {}
+            LogRecord::Promise { .. }
+            | LogRecord::ActedOn(_)
+            | LogRecord::Identity(_)
+            | LogRecord::Etcd(_) => {}
         }
     }
 
@@ -229,12 +255,16 @@ impl ShardLog {
             }
         }
         let own = Slots { lo: shard.0, hi: shard.0 };
+        let acted_on = plan.resume.acted_on.get(&shard).cloned();
         plan.resume.shards.insert(shard, self.checkpoint);
         plan.replicas.push(RecoveredReplica {
             shard,
-            slots: self.checkpoint.extent.map(|extent| extent.slots).or(slots).unwrap_or(own),
+            // A shard that was split has fewer slots than its copy began with. Without a copy the
+            // store has no rows of it any more.
+            slots: content.as_ref().map_or(own, |content| content.state.slots),
             promised: self.checkpoint.promised,
             copy: self.checkpoint.copy,
+            acted_on,
             content,
         });
     }
@@ -437,6 +467,9 @@ mod tests {
         check(vec![], groups.clone(), (1, 1, Some((0, vec![1, 2], true)), 0));
         groups.push(vec![copy(2, Position::default())]);
         check(vec![], groups.clone(), (2, 0, Some((0, vec![], false)), 0));
+        // The next copy was installed, and its record was not written any more.
+        let installed = state(2, all[1].position());
+        check(installed, groups[..3].to_vec(), (2, 1, Some((2, vec![], false)), 0));
         // The record is about a copy that no longer exists.
         groups.push(vec![suspect(1)]);
         check(vec![], groups, (2, 0, Some((0, vec![], false)), 0));

@@ -227,6 +227,7 @@ impl State {
                     self.reply(to, reply, mood == Mood::Holds);
                 }
             }
+            GatewayMessage::Resend { .. } => panic!("no shard is split here"),
             GatewayMessage::Read { id, slots, keys, .. } => {
                 let mood = self.mood_of(slots);
                 let value = |name: &[u8]| self.counters.get(name).copied().unwrap_or(0);

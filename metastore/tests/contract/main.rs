@@ -7,6 +7,7 @@ mod etcd;
 mod fitness;
 mod leases;
 mod records;
+mod recovery;
 mod txns;
 mod watches;
 

@@ -43,6 +43,8 @@ pub(crate) struct Booted {
     pub(crate) listener: TcpListener,
     /// The address that others dial.
     pub(crate) address: String,
+    /// The record of the store in etcd.
+    pub(crate) record: StoreRecord,
     /// The store is suspect: none of its copies may be promoted.
     pub(crate) suspect: bool,
 }
@@ -133,7 +135,11 @@ impl StartUp<'_> {
                     info!(%store, boot = boot.0, address, suspect, "identity claimed");
                     let me = StoreBoot { store, boot };
                     let guard = BootGuard { store, boot, nonce };
-                    return Ok(Booted { me, guard, listener, address, suspect });
+                    let claimed = known.record.map(|kept| kept.record);
+                    let record = claimed.unwrap_or_else(|| {
+                        self.record(boot, nonce, StoreStatus::Active, address.clone())
+                    });
+                    return Ok(Booted { me, guard, listener, address, record, suspect });
                 }
             };
             self.check_silent(store, known.record.as_ref()).await?;

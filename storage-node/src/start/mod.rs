@@ -1,14 +1,17 @@
 //! The start of a process, up to the moment when its identity is settled.
 //!
 //! ```text
-//!   lock the folder, recover ──▶ etcd? ──▶ meta? ──▶ wait until node/{uuid} is gone
-//!     ──▶ read store/{uuid} and name/{name}, decide ──▶ log, fsync ──▶ CAS
+//!   lock the folder, recover ──▶ etcd? ──▶ meta, and not an older one?
+//!     ──▶ wait until node/{uuid} is gone ──▶ read store/{uuid} and name/{name}, decide
+//!     ──▶ log, fsync ──▶ CAS
 //!     ──▶ read again, decide ──▶ listen, register
 //! ```
 
 mod identity;
 mod open;
+mod recovery;
 
+use engine::etcd_memory::EtcdMemory;
 use engine::node::Settings;
 use engine::records::Meta;
 use metastore::Metastore;
@@ -44,7 +47,8 @@ pub(crate) async fn start(
     let mut disk = open_disk(&settings.disk, health, inbox, messages).await?;
     let waits = |reason| health.not_ready(reason);
     let metastore = Metastore::join(&settings.options.cluster.settings(), waits).await?;
-    let meta = metastore.cluster(waits).await?;
+    let meta = recovery::await_cluster(&mut disk, settings, &metastore, health).await?;
+    metastore.stay_with(&meta);
     let keys = meta.idempotency;
     info!(
         window_s = keys.window_ms / 1_000,
@@ -58,5 +62,9 @@ pub(crate) async fn start(
     let identity = StartUp { options, metastore: &metastore, meta: &meta, health };
     let booted = identity.identify(&mut disk).await?;
     engine.suspect = booted.suspect;
+    let before = disk.contents.etcd.take();
+    let memory = EtcdMemory::following(meta.clone(), booted.record.clone(), before.as_deref());
+    disk.remember(memory.clone()).await?;
+    engine.etcd = Some(Box::new(memory));
     Ok(Started { disk, metastore, meta, engine, booted })
 }

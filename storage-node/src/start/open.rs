@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use engine::etcd_memory::EtcdMemory;
 use engine::node::Event;
 use engine::store::log::LogRecord;
 use process::ProcessExit;
@@ -80,6 +81,13 @@ fn try_open(settings: DiskSettings, inbox: Inbox) -> Result<(Disk, DiskContents)
 }
 
 impl OpenDisk {
+    /// Writes durably what is known of etcd.
+    pub(crate) async fn remember(&mut self, memory: EtcdMemory) -> Result<(), ProcessExit> {
+        let memory = Box::new(memory);
+        self.contents.etcd = Some(memory.clone());
+        self.write_durably(LogRecord::Etcd(memory)).await
+    }
+
     /// Writes a group of one record and waits for its fsync.
     pub(crate) async fn write_durably(&mut self, record: LogRecord) -> Result<(), ProcessExit> {
         let group = self.contents.next_group;

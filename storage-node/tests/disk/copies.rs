@@ -65,7 +65,7 @@ fn an_installed_copy_takes_the_place_of_all_that_was_there() {
     }
     let state = stager.finish().unwrap();
     assert_eq!(load(&mut bench, "a"), Some(5), "staged is not installed");
-    bench.disk.install_snapshot(CONN, TRANSFER, CopyNo(2), state.clone());
+    bench.disk.install_snapshot((CONN, TRANSFER), CopyNo(2), state.slots, state.clone());
     assert!(matches!(bench.event(), Event::SnapshotInstalled { conn: CONN, transfer: TRANSFER }));
     for (name, value) in counters {
         assert_eq!(load(&mut bench, name), Some(value));
@@ -89,7 +89,7 @@ fn a_copy_is_installed_only_once_the_log_records_durably_what_came_before_it() {
     let stager = begin(&bench, &[]);
     let state = stager.finish().unwrap();
     bench.disk.write(LogRecord::Promise { shard: SHARD, epoch: Epoch(1) });
-    bench.disk.install_snapshot(CONN, TRANSFER, CopyNo(2), state);
+    bench.disk.install_snapshot((CONN, TRANSFER), CopyNo(2), state.slots, state);
     // This is time for a wrong event; nothing waits for the right one.
     assert!(bench.events.recv_timeout(Duration::from_millis(100)).is_err());
     bench.disk.sync(2);
@@ -117,7 +117,7 @@ fn a_copy_of_several_files_is_installed_whole() {
     }
     let state = stager.finish().unwrap();
     assert!(left_over(folder.path()) > 3, "{} files", left_over(folder.path()));
-    bench.disk.install_snapshot(CONN, TRANSFER, CopyNo(2), state);
+    bench.disk.install_snapshot((CONN, TRANSFER), CopyNo(2), state.slots, state);
     assert!(matches!(bench.event(), Event::SnapshotInstalled { .. }));
     for (name, value) in counters {
         assert_eq!(load(&mut bench, name), Some(value));

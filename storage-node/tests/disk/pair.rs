@@ -438,14 +438,15 @@ impl Pair {
             Effect::Write(record) => disk.write(record),
             Effect::Sync { group } => disk.sync(group),
             Effect::Load { load, needs } => disk.load(load, needs),
+            Effect::CountRows { count, slots, at } => disk.count_rows(count, slots, at),
             Effect::ReadLog { wanted, from, bytes_max } => disk.read_log(wanted, from, bytes_max),
             Effect::Flush { flush, table, shards } => disk.flush(flush, table, shards),
             Effect::Trim { shards } => disk.trim(shards),
             Effect::DropRows { shard, slots } => disk.drop_rows(shard, slots),
             Effect::Scrub { scrub, shards, bytes_per_s } => disk.scrub(scrub, shards, bytes_per_s),
             Effect::Audit(_) => {}
-            Effect::InstallSnapshot { conn, transfer, copy, state } => {
-                disk.install_snapshot(conn, transfer, copy, state);
+            Effect::InstallSnapshot { conn, transfer, copy, replaces, state } => {
+                disk.install_snapshot((conn, transfer), copy, replaces, state);
             }
             Effect::DiscardSnapshot { conn, transfer } => disk.discard_snapshot(conn, transfer),
             Effect::MeasureSnapshot { transfer, slots } => {
@@ -473,6 +474,7 @@ impl Pair {
             Effect::Propose { proposal, expect, record, .. } => {
                 self.propose(store, proposal, expect, record);
             }
+            Effect::ProposeSplit { .. } => panic!("store {store} splits a shard"),
             Effect::CheckEtcd { check, shards } => {
                 let record = |shard: ShardId| self.etcd.shards[index_of(shard)].0.clone();
                 let records = Some(shards.into_iter().map(record).collect());

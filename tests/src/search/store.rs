@@ -201,6 +201,7 @@ struct StoreDisk {
 /// The content of a log after recovery.
 #[derive(Clone, Debug, Default)]
 struct DurableLog {
+    acted_on: Option<Box<ShardRecord>>,
     promised: Epoch,
     copy: CopyNo,
     held: bool,
@@ -221,7 +222,11 @@ impl DurableLog {
                 (self.copy, self.held) = (*copy, false);
                 self.entries.clear();
             }
-            LogRecord::Suspect { .. } | LogRecord::Identity(_) | LogRecord::Checkpoint { .. } => {}
+            LogRecord::ActedOn(record) => self.acted_on = Some(record.clone()),
+            LogRecord::Suspect { .. }
+            | LogRecord::Identity(_)
+            | LogRecord::Etcd(_)
+            | LogRecord::Checkpoint { .. } => {}
         }
     }
 
@@ -234,6 +239,7 @@ impl DurableLog {
             slots: Slots::ALL,
             promised: self.promised.max(last),
             copy: self.copy,
+            acted_on: self.acted_on.clone(),
             content: self.held.then_some(content),
         }
     }

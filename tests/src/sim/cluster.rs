@@ -72,6 +72,9 @@ impl SimCluster {
         for gateway in &mut self.gateways {
             gateway.start(&mut self.core);
         }
+        if self.core.etcd.is_lost() {
+            return; // A coordinator would make a new cluster.
+        }
         for coordinator in &mut self.coordinators {
             coordinator.start(&mut self.core);
         }
@@ -81,8 +84,9 @@ impl SimCluster {
     }
 
     pub fn restart(&mut self, place: Place) {
-        if self.core.etcd.is_restored() {
-            // The process could not detect the restore.
+        let leads = matches!(place, Place::Coordinator(_) | Place::Chaos);
+        if self.core.etcd.is_restored() || (leads && self.core.etcd.is_lost()) {
+            // The process could not detect the restore, or that the cluster is not new.
             return self.core.after(20_000, SimEvent::Restart { place });
         }
         match place {
@@ -134,6 +138,9 @@ impl SimCluster {
     pub fn deliver(&mut self, to: ProcessId, input: ProcessInput) {
         let core = &mut self.core;
         let Some(input) = core.waits_for(to, input) else { return };
+        if matches!(input, ProcessInput::Etcd { .. }) && core.etcd.is_left_behind(to) {
+            return; // The answer of an etcd that is gone.
+        }
         match to.place {
             Place::Node(at) => {
                 let node = &mut self.nodes[at as usize];

@@ -12,8 +12,8 @@ use engine::ids::{
     BatchSeq, Conn, Epoch, Seq, SessionId, ShardId, StoreBoot, StoreId, TimeMs, Version,
 };
 use engine::message::{
-    BatchReply, FromFollower, HealthReport, NodeQueryReply, NodeReply, Refusal, Reject,
-    ReplicaHealth, ShardAvailability, SnapshotOutcome, ToFollower,
+    BatchReply, FromFollower, GatewayMessage, HealthReport, NodeQueryReply, NodeReply, Refusal,
+    Reject, ReplicaHealth, ShardAvailability, SnapshotOutcome, ToFollower,
 };
 use engine::node::{CasOutcome, Effect, Event, ReplicaView};
 use engine::shard_record::ShardRecord;
@@ -117,6 +117,18 @@ pub enum Path {
     LateTxn,
     /// A process noticed that etcd was restored from an old snapshot.
     EtcdWentBack,
+    /// All of etcd was lost, and rebuilt from what the stores know.
+    EtcdRebuilt,
+
+    // -- splits
+    /// A shard was split, and the digests of its children add up to its own.
+    ShardSplit,
+    /// The split was written to etcd by a later primary than the one that had ordered it.
+    SplitCarriedOn,
+    /// A gateway sent a batch of the parent to a child.
+    BatchOfParent,
+    /// Etcd was rebuilt with shards that had been split.
+    SplitRebuilt,
 
     // -- time
     /// Hours or days passed while nothing was in flight.
@@ -191,7 +203,7 @@ pub enum Path {
 }
 
 impl Path {
-    pub const ALL: [Self; 77] = [
+    pub const ALL: [Self; 82] = [
         Self::TailSurvived,
         Self::TailTruncated,
         Self::FailoverWithoutData,
@@ -237,6 +249,11 @@ impl Path {
         Self::ProposalUnknown,
         Self::LateTxn,
         Self::EtcdWentBack,
+        Self::EtcdRebuilt,
+        Self::ShardSplit,
+        Self::SplitCarriedOn,
+        Self::BatchOfParent,
+        Self::SplitRebuilt,
         Self::Leapt,
         Self::ShardTimeLeapt,
         Self::GroupTorn,
@@ -289,6 +306,8 @@ pub struct Coverage {
     tails: BTreeMap<(ShardId, Epoch), Seq>,
     /// The position at which each batch was first committed.
     batches: BTreeMap<(ShardId, SessionId, BatchSeq), (Epoch, Seq)>,
+    /// The epochs in which splits were ordered, by the right child.
+    splits: BTreeMap<ShardId, Epoch>,
     /// Snapshots on their way.
     transfers: BTreeSet<(StoreBoot, Conn, u64)>,
     /// The time of each shard, and the step from which on it is a leap.
@@ -318,6 +337,9 @@ impl Coverage {
                 }
                 _ => {}
             },
+            Event::Gateway { message: GatewayMessage::Resend { .. }, .. } => {
+                self.reached(Path::BatchOfParent);
+            }
             Event::Closed { conn } => {
                 let gone = |&(of, on, _): &(StoreBoot, Conn, u64)| (of, on) == (me, *conn);
                 let cut = self.transfers.extract_if(.., gone).count();
@@ -432,7 +454,10 @@ impl Coverage {
             }
             Body::ExpireSessions { .. } => self.reached(Path::SessionCollected),
             Body::ExpireTokens { .. } => self.reached(Path::BucketExpired),
-            Body::Ops(_) | Body::Split { .. } | Body::Unknown { .. } => {}
+            Body::Split { at } => {
+                self.splits.entry(ShardId(at)).or_insert(entry.epoch);
+            }
+            Body::Ops(_) | Body::Unknown { .. } => {}
         }
     }
 
@@ -474,7 +499,17 @@ impl Coverage {
 
     pub fn record_written(&mut self, config: &ShardRecord) {
         let shard = config.shard();
-        let Some(old) = self.records.insert(shard, config.clone()) else { return };
+        let Some(old) = self.records.insert(shard, config.clone()) else {
+            // The first record of a child has the epoch of the primary that writes it.
+            if self
+                .splits
+                .get(&shard)
+                .is_some_and(|ordered| config.epoch > (*ordered).max(Epoch(2)))
+            {
+                self.reached(Path::SplitCarriedOn);
+            }
+            return;
+        };
         let came = config.isr.iter().filter(|store| !old.isr.contains(store)).count();
         let went: Vec<_> = old.isr.iter().filter(|store| !config.isr.contains(store)).collect();
         let by_primary = self.proposed.contains(&(shard, config.version, config.isr.clone()));

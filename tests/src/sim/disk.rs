@@ -9,10 +9,11 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use engine::ids::{Conn, CopyNo, ShardId, Slots, StoreId};
+use engine::ids::{Conn, CopyNo, ShardId, Slot, Slots, StoreId};
 use engine::key::CounterKey;
 use engine::node::RecoveredReplica;
 use engine::shard::apply::Needs;
+use engine::shard::division::RowCounts;
 use engine::shard::idempotency::RecordId;
 use engine::shard::state::ShardState;
 use engine::store::layout::{self, RowChange, RowKey};
@@ -46,6 +47,7 @@ pub enum Ingest {
         conn: Conn,
         transfer: u64,
         copy: CopyNo,
+        replaces: Slots,
         rows: Rows,
         state: Box<ShardState>,
     },
@@ -164,6 +166,7 @@ pub struct SimDisk {
 
 /// The disk while a process has it open.
 struct DiskInUse {
+    store: StoreId,
     log: OpenLog,
     jobs: VecDeque<LogRequest>,
     /// The records of the group that is being gathered.
@@ -292,11 +295,22 @@ impl SimDisk {
         open.synced = group;
         open.log.synced(&mut self.stored.log, group);
         self.stored.durable.synced(group);
+        self.report_durable(core);
         self.last_synced_at = core.now;
         if self.images_of_a_run && self.rng.below(300) == 0 {
             self.image = Some(Box::new(self.stored.clone()));
         }
         self.log_jobs(core, me);
+    }
+
+    /// Reports what has become durable. A disk that is an older image of one that has served since
+    /// is not the store's.
+    fn report_durable(&mut self, core: &mut Core) {
+        let changed = self.stored.durable.take_changed(&self.stored.records);
+        let Some(store) = self.open.as_ref().map(|open| open.store) else { return };
+        for found in changed.into_iter().filter(|_| !self.stored.outdated) {
+            core.oracle.durable(store, found);
+        }
     }
 
     /// The group that makes everything durable that was written so far.
@@ -320,6 +334,31 @@ impl SimDisk {
         let records = visible.tokens.load(&needs.records);
         let took = core.rng.between(20, if core.plan.jitter { 5_000 } else { 200 });
         core.input_after(took, me, ProcessInput::Disk(DiskDone::Loaded { load, values, records }));
+    }
+
+    /// Counts the rows of a shard that is split.
+    pub fn count_rows(
+        &mut self,
+        core: &mut Core,
+        me: ProcessId,
+        count: u64,
+        (slots, at): (Slots, u16),
+    ) {
+        let stored = &self.stored;
+        let lost = |row: &(u16, Vec<u8>)| (slots.lo..=slots.hi).contains(&row.0);
+        if stored.lost_row.as_ref().is_some_and(lost) {
+            return core.input_after(20, me, ProcessInput::Disk(DiskDone::Damaged));
+        }
+        let visible = self.visible.as_ref().unwrap_or(&stored.rows);
+        let mut counts = RowCounts::new(slots, at);
+        let rows = visible.counters.range((slots.lo, Vec::new())..);
+        for ((slot, name), &value) in rows.take_while(|((slot, _), _)| *slot <= slots.hi) {
+            counts.counter(Slot(*slot), name, value);
+        }
+        visible.tokens.each(slots, |id, record| counts.record(id, record.clone()));
+        let took = core.rng.between(20, if core.plan.jitter { 50_000 } else { 2_000 });
+        let done = DiskDone::RowsCounted { count, counts: Box::new(counts) };
+        core.input_after(took, me, ProcessInput::Disk(done));
     }
 
     /// `issued`: the last group that contains anything that the process wanted to have written.
@@ -383,8 +422,8 @@ impl SimDisk {
                 });
                 written.unwrap_or_else(|never| match never {});
             }
-            Ingest::Install { copy, rows, state, .. } => {
-                self.stored.remove(state.slots);
+            Ingest::Install { copy, replaces, rows, state, .. } => {
+                self.stored.remove(*replaces);
                 for (name, value) in &rows.counters {
                     self.put_row(name, *value);
                 }
@@ -502,6 +541,7 @@ impl SimDisk {
         };
         let next_group = resume.next_group.max(1);
         self.open = Some(DiskInUse {
+            store,
             log: OpenLog::new(resume, self.sizes),
             jobs: VecDeque::new(),
             records: Vec::new(),
@@ -509,6 +549,7 @@ impl SimDisk {
             synced: next_group - 1,
             full: false,
         });
+        self.report_durable(core);
         let (identity, replicas) = (plan.identity, plan.replicas);
         Opened { identity, replicas, next_group, suspect, nameless }
     }

@@ -147,7 +147,7 @@ impl SimCluster {
     fn unmount(&mut self, at: usize, back_after: u64) {
         let rng = &mut self.core.plan.disks.rng;
         let (all, replaces) = (rng.percent(40), rng.percent(60));
-        let placed = self.core.etcd.shards().count() == usize::from(self.core.plan.shards);
+        let placed = self.core.etcd.shards().count() >= usize::from(self.core.plan.shards);
         let nodes = if all && placed { 0..self.nodes.len() } else { at..at + 1 };
         for node in nodes {
             self.nodes[node].crash(&mut self.core, true);

@@ -97,6 +97,8 @@ pub struct PendingCall {
     pub(super) history: Option<u64>,
     /// The time at which its client reports a time-out.
     pub(super) gives_up_at: u64,
+    /// The etcd that it was sent to.
+    pub(super) era: u32,
 }
 
 #[derive(Clone, Debug)]
@@ -134,6 +136,8 @@ pub(super) struct EtcdLease {
 /// The contents of a snapshot of etcd.
 #[derive(Clone, Default)]
 pub struct EtcdSnapshot {
+    /// The number of times that all of etcd was lost before.
+    pub(super) era: u32,
     pub(super) revision: u64,
     pub(super) keys: BTreeMap<EtcdKey, Versioned>,
     pub(super) leases: BTreeMap<u64, EtcdLease>,
@@ -186,9 +190,66 @@ pub struct Etcd {
     pub(super) history: Vec<EtcdWatchEvent>,
     pub(super) waiting: Vec<(ProcessId, PendingCall)>,
     pub(super) next_call: u64,
+    /// All is lost, and not rebuilt yet.
+    lost: bool,
+    /// The settings of the cluster that were lost.
+    lost_meta: Option<Meta>,
+    /// The processes that ran when etcd was lost: they follow no etcd any more.
+    left: BTreeSet<ProcessId>,
 }
 
 impl Etcd {
+    /// All contents are lost, and every call that is on its way. `left`: the processes that run.
+    pub(super) fn lose(&mut self, left: Vec<ProcessId>) {
+        self.lost = true;
+        self.lost_meta = match self.kept.keys.get(&EtcdKey::Meta).map(|kept| &kept.value) {
+            Some(EtcdValue::Meta(meta)) => Some(meta.clone()),
+            _ => None,
+        };
+        self.kept = EtcdSnapshot { era: self.kept.era + 1, ..EtcdSnapshot::default() };
+        for watcher in &mut self.watchers {
+            (watcher.pending, watcher.seen) = (true, usize::MAX);
+        }
+        self.history.clear();
+        self.waiting.clear();
+        self.left.extend(left);
+    }
+
+    /// A new etcd begins with these contents.
+    pub(super) fn begin_again(&mut self, revision: u64, writes: Vec<Write>) {
+        self.kept.revision = revision;
+        self.lost = false;
+        self.txn(&[], writes);
+    }
+
+    pub(super) fn lost_meta(&self) -> Option<Meta> {
+        self.lost_meta.clone()
+    }
+
+    /// Returns whether all is lost, and not rebuilt yet.
+    pub fn is_lost(&self) -> bool {
+        self.lost
+    }
+
+    /// The processes that follow no etcd any more since one was lost.
+    pub fn left_behind(&self) -> impl Iterator<Item = ProcessId> + use<> {
+        self.left.clone().into_iter()
+    }
+
+    /// Returns whether the process has run when etcd was lost.
+    pub fn is_left_behind(&self, process: ProcessId) -> bool {
+        self.left.contains(&process)
+    }
+
+    /// The incarnation of the cluster's settings: each rebuild raises it.
+    pub fn incarnation(&self) -> u32 {
+        1 + self.kept.era
+    }
+
+    pub fn session_id(&self, created: u64) -> SessionId {
+        SessionId(Revision { incarnation: self.incarnation(), revision: created })
+    }
+
     /// The number of changes so far.
     pub fn revision(&self) -> u64 {
         self.kept.revision
@@ -201,7 +262,7 @@ impl Etcd {
     /// Returns whether the key that makes this session exists, and so has existed since.
     pub fn has_session(&self, session: SessionId) -> bool {
         let made = |(key, value): (&EtcdKey, &Versioned)| {
-            matches!(key, EtcdKey::Gateway(_)) && value.created == session.0.revision
+            matches!(key, EtcdKey::Gateway(_)) && self.session_id(value.created) == session
         };
         self.truth().keys.iter().any(made)
     }
@@ -230,7 +291,7 @@ impl Etcd {
     /// Returns whether this process has seen nothing newer than the snapshot.
     pub fn could_follow(&self, process: ProcessId, image: &EtcdSnapshot) -> bool {
         let asks = self.histories.get(&process).map_or(Ok(0), History::before_call);
-        asks.is_ok_and(|newest| newest <= image.revision)
+        asks.is_ok_and(|newest| newest <= image.revision) || image.era != self.kept.era
     }
 
     /// Returns whether this process has stopped following etcd because its history went back.
@@ -345,8 +406,4 @@ pub fn store_of(versioned: &Versioned) -> Option<StoreRecord> {
 
 pub fn name_key(store: StoreId) -> EtcdKey {
     EtcdKey::Name(index_of(store))
-}
-
-pub fn session_id(created: u64) -> SessionId {
-    SessionId(Revision { incarnation: 1, revision: created })
 }

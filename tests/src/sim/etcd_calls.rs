@@ -24,7 +24,7 @@ impl Core {
         let compared = matches!(call, Call::Read(_) | Call::List | Call::Txn { .. });
         let asks = self.etcd.histories.entry(from).or_default().before_call();
         let history = asks.ok().filter(|_| compared);
-        if compared && history.is_none() {
+        if (compared && history.is_none()) || self.etcd.is_left_behind(from) {
             self.input_after(CALL_TIMEOUT, from, ProcessInput::EtcdTimeout { call: number });
             return number;
         }
@@ -34,7 +34,8 @@ impl Core {
                 delay += self.rng.between(10_000, CALL_TIMEOUT * 3);
             }
             delay += self.etcd_takes_its_time();
-            let asked = PendingCall { number, call, history, gives_up_at };
+            let era = self.etcd.kept.era;
+            let asked = PendingCall { number, call, history, gives_up_at, era };
             self.after(delay, SimEvent::EtcdArrives { from, asked });
         }
         self.input_after(CALL_TIMEOUT, from, ProcessInput::EtcdTimeout { call: number });
@@ -42,12 +43,15 @@ impl Core {
     }
 
     pub fn etcd_arrives(&mut self, from: ProcessId, asked: PendingCall) {
+        if self.etcd.is_lost() || asked.era != self.etcd.kept.era {
+            return;
+        }
         match self.etcd.health {
             EtcdHealth::Up => {}
             EtcdHealth::Stopped => return self.etcd.waiting.push((from, asked)),
             EtcdHealth::Dead => return,
         }
-        let PendingCall { number, call, history, gives_up_at } = asked;
+        let PendingCall { number, call, history, gives_up_at, era: _ } = asked;
         if let Some(asked) = history {
             self.etcd_is_right_for(asked);
         }
@@ -98,7 +102,8 @@ impl Core {
 
     /// An operator writes, if etcd answers.
     pub fn etcd_write(&mut self, write: Write) {
-        if self.etcd.health == EtcdHealth::Up && !self.etcd.is_restored() {
+        let answers = self.etcd.health == EtcdHealth::Up && !self.etcd.is_lost();
+        if answers && !self.etcd.is_restored() {
             let before = self.etcd.history.len();
             self.etcd.write(vec![write]);
             self.etcd_changed(before);
@@ -291,7 +296,7 @@ impl Core {
         }
     }
 
-    fn etcd_changed(&mut self, before: usize) {
+    pub(super) fn etcd_changed(&mut self, before: usize) {
         for at in before..self.etcd.history.len() {
             match self.etcd.history[at].value.as_ref().map(|versioned| &versioned.value) {
                 Some(EtcdValue::Shard(config)) => self.oracle.record_written(config),

@@ -6,6 +6,7 @@
 use engine::ids::{Conn, ShardId, StoreBoot};
 use engine::message::{HealthReport, NodeQuery, NodeQueryReply};
 use engine::records::PromoteIntent;
+use engine::shard::division::RowCounts;
 use engine::shard::idempotency::TokenRecord;
 use engine::store::log::catch_up::LogPart;
 use engine::store::log::scan::LogLocation;
@@ -27,6 +28,10 @@ pub enum DiskDone {
         load: u64,
         values: Vec<Option<i128>>,
         records: Vec<Option<TokenRecord>>,
+    },
+    RowsCounted {
+        count: u64,
+        counts: Box<RowCounts>,
     },
     LogRead {
         at: LogLocation,
@@ -182,6 +187,14 @@ pub enum SimEvent {
     EtcdLeases,
     /// The real etcd replaces a restored one again: processes that noticed are restarted.
     EtcdPutRight,
+    /// All of etcd is lost, with everything that is in it.
+    EtcdLost,
+    /// The operator asks all nodes, and rebuilds etcd if all have answered.
+    EtcdRebuild,
+    /// The operator restarts a process that has run since before the loss.
+    LeavesOldEtcd {
+        process: ProcessId,
+    },
     Answered(ClientReply),
     Client {
         client: usize,
@@ -219,6 +232,8 @@ pub enum SimEvent {
         place: Place,
     },
     OperatorLooks,
+    /// An operator splits a shard.
+    OperatorSplits,
     /// A record that an operator writes into etcd; `None`: it is withdrawn.
     OperatorWants {
         shard: ShardId,

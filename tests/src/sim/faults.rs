@@ -497,7 +497,7 @@ impl SimCluster {
         }
     }
 
-    fn running(&self) -> impl Iterator<Item = ProcessId> {
+    pub(super) fn running(&self) -> impl Iterator<Item = ProcessId> {
         let nodes = self.nodes.iter().filter(|node| !node.is_down()).map(NodeHost::process);
         let gateways = self.gateways.iter().filter(|at| !at.is_down()).map(GatewayHost::process);
         let coordinators = self.coordinators.iter().filter(|at| !at.is_down());

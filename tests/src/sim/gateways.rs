@@ -14,9 +14,7 @@ use engine::ops::{Op, OpKind};
 use super::checker::{Violation, answers};
 use super::core::{Core, since};
 use super::coverage::Path;
-use super::etcd::{
-    Call, Compare, EtcdKey, EtcdValue, EtcdWatchEvent, Reply, Versioned, Write, session_id,
-};
+use super::etcd::{Call, Compare, EtcdKey, EtcdValue, EtcdWatchEvent, Reply, Versioned, Write};
 use super::event::{ProcessInput, SimEvent};
 use super::history::{Ask, OpOutcome};
 use super::late::{Late, LateItems, Stream};
@@ -439,7 +437,7 @@ impl GatewayDriver<'_> {
         match reply {
             Reply::Granted { lease } => self.running.lease = Some(lease),
             Reply::Txn { done: true, revision } => {
-                self.running.session = Some(session_id(revision));
+                self.running.session = Some(core.etcd.session_id(revision));
                 self.running.next_call = core.now + KEEP_ALIVE;
                 self.handle(core, Event::Session(self.running.session));
             }

@@ -196,6 +196,15 @@ fn has_rare_draw(bug: Planted, plan: &Plan) -> bool {
         Planted::LoadBeginsLate | Planted::MessagesInAnyOrder | Planted::WriteAfterSync => {
             plan.reorder.on
         }
+        Planted::ChildWithoutSessions
+        | Planted::RecordsNotCopied
+        | Planted::SplitIgnoresTables
+        | Planted::SplitUncompared
+        | Planted::ChildBeforeFlush
+        | Planted::CopyOverParent
+        | Planted::PartAnswersForAll
+        | Planted::ChildNumberedAnew
+        | Planted::SendsToParentForgotten => plan.splits.every.is_some(),
         Planted::IntentOfAnyRecord => plan.operator.every.is_some(),
         Planted::CheckReadBeforeCapture
         | Planted::ReadUnproven

@@ -21,6 +21,7 @@
 //!             node_freedom ── what a driver of a node may reorder
 //!             clients, token_clients ── the workload               cluster ── all of these
 //!   faults    faults, disk_faults, operator ── what strikes        leaps ── days in one step
+//!             splitter ── splits shards
 //!   world     world ── the loop that takes the next event          run ── one seed
 //!             failover ── measures a gap                           hunt ── finds planted bugs
 //!             scale ── the size of large clusters
@@ -76,9 +77,11 @@ pub mod token_clients;
 
 // The faults.
 pub mod disk_faults;
+pub mod etcd_loss;
 pub mod faults;
 pub mod leaps;
 pub mod operator;
+pub mod splitter;
 
 // The world.
 pub mod failover;

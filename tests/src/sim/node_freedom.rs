@@ -52,6 +52,7 @@ pub fn late_effect(effect: &Effect) -> Path {
         Effect::Trim { .. } => Path::TrimLate,
         Effect::ReadRecord { .. }
         | Effect::Propose { .. }
+        | Effect::ProposeSplit { .. }
         | Effect::CheckEtcd { .. }
         | Effect::ListSessions => Path::CallLate,
         _ => Path::RestLate,

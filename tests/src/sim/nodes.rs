@@ -8,7 +8,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use engine::ids::{Boot, Conn, Now, Revision, StoreBoot, StoreId, TimeMs};
-use engine::message::{FromFollower, SnapshotOutcome, ToFollower};
+use engine::message::{
+    FromFollower, NodeQuery, NodeQueryReply, SnapshotOutcome, StoreKnowledge, ToFollower,
+};
 use engine::node::boot::{
     self, EtcdState, NameHolder, NameRequest, Start, StartRefusal, StartStep, StoreClaim,
 };
@@ -23,8 +25,7 @@ use super::core::{Core, since};
 use super::coverage::Path;
 use super::disk::{DiskSpace, Ingest, Opened, SimDisk};
 use super::etcd::{
-    Call, Compare, EtcdKey, EtcdValue, EtcdWatchEvent, Reply, Versioned, Write, name_key,
-    session_id, store_of,
+    Call, Compare, EtcdKey, EtcdValue, EtcdWatchEvent, Reply, Versioned, Write, name_key, store_of,
 };
 use super::event::{DiskDone, ProcessInput, SimEvent};
 use super::late::{Late, LateItems, Stream, shuffle};
@@ -129,6 +130,8 @@ struct RunningNode {
     lease: Option<u64>,
     queries: BTreeMap<u64, (ProcessId, u64)>,
     query: u64,
+    /// The last answer to a recovery of etcd.
+    knowledge: Option<Box<StoreKnowledge>>,
     staged: BTreeMap<(Conn, u64), Rows>,
     /// The sizes of the snapshots that were announced.
     announced: BTreeMap<(Conn, u64), u64>,
@@ -517,7 +520,10 @@ impl NodeHost {
         }
         core.trace.note(core.now, || format!("{me:?} starts with {:?}", opened.replicas));
         let Place::Node(index) = self.place else { return };
-        let settings = Settings { suspect, ..core.plan.node(index.into()) };
+        let claimed = core.etcd.get(EtcdKey::Store(self.store)).and_then(store_of);
+        let nonce = claimed.map_or(0, |record| record.nonce);
+        let etcd = Some(Box::new(core.etcd_memory(self.store, boot, nonce)));
+        let settings = Settings { suspect, etcd, ..core.plan.node(index.into()) };
         let last_group = opened.next_group - 1;
         let node = Node::new(settings, me, Now(0), opened.next_group, opened.replicas);
         self.phase = Phase::Up(Box::new(RunningNode {
@@ -541,6 +547,7 @@ impl NodeHost {
             lease: Some(lease),
             queries: BTreeMap::new(),
             query: 0,
+            knowledge: None,
             staged: BTreeMap::new(),
             announced: BTreeMap::new(),
             full: FullCauses::default(),
@@ -553,6 +560,32 @@ impl NodeHost {
             core.input_after(until - core.now, self.process(), input(u64::MAX));
         }
         self.run(core, ProcessInput::Tock);
+    }
+
+    // ---- etcd is lost --------------------------------------------------------------------------
+
+    /// Returns its answer to a recovery of etcd of this incarnation, and asks again. `None`: it
+    /// has not answered yet.
+    pub fn knowledge_of_etcd(&mut self, core: &mut Core, promise: u32) -> Option<StoreKnowledge> {
+        let process = self.process();
+        match &self.phase {
+            Phase::Down => None,
+            Phase::Booting(booting) => {
+                let (_, opened) = booting.found.as_ref()?;
+                let (identity, replicas) = (opened.identity.as_ref(), &opened.replicas);
+                Some(core.knowledge_of_log(self.store, identity, replicas))
+            }
+            Phase::Up(running) => {
+                let message = NodeQuery::Recover { promise };
+                let asks = ProcessInput::Query { from: process, query: 0, message };
+                core.input_after(0, process, asks);
+                let known = running.knowledge.as_deref();
+                let has_promised = |it: &&StoreKnowledge| {
+                    it.etcd.as_ref().is_some_and(|it| it.promised >= promise)
+                };
+                known.filter(has_promised).cloned()
+            }
+        }
     }
 
     // ---- its disk goes wrong -------------------------------------------------------------------
@@ -895,7 +928,7 @@ impl NodeDriver<'_> {
         stream: Option<Stream>,
         effect: &Effect,
     ) -> Option<u64> {
-        let is_load = matches!(effect, Effect::Load { .. });
+        let is_load = matches!(effect, Effect::Load { .. } | Effect::CountRows { .. });
         let begins_now = is_load && !Planted::LoadBeginsLate.is_in(core.plan.planted);
         if begins_now { None } else { core.lateness(&self.running.late, stream) }
     }
@@ -1008,6 +1041,9 @@ impl NodeDriver<'_> {
             Effect::Write(record) => self.disk.write(record),
             Effect::Sync { group } => self.disk.sync(core, me, group),
             Effect::Load { load, needs } => self.disk.load(core, me, load, &needs),
+            Effect::CountRows { count, slots, at } => {
+                self.disk.count_rows(core, me, count, (slots, at));
+            }
             Effect::ReadLog { wanted, from, bytes_max } => {
                 self.disk.read_log(core, me, wanted, from, bytes_max);
             }
@@ -1032,6 +1068,9 @@ impl NodeDriver<'_> {
             }
             Effect::Gateway { conn, reply } => core.send(conn, WireMessage::ToGateway(reply)),
             Effect::Close { conn } => self.close(core, conn),
+            Effect::QueryReply { reply: NodeQueryReply::Recover(known), .. } => {
+                self.running.knowledge = Some(known);
+            }
             Effect::QueryReply { query, reply } => {
                 if let Some((to, number)) = self.running.queries.remove(&query) {
                     core.query_reply(me.place, to, number, reply);
@@ -1050,9 +1089,9 @@ impl NodeDriver<'_> {
                 let ask = Ingest::Snapshot { conn, transfer, shard, slots };
                 self.disk.begin_ingest(core, me, self.running.issued, ask);
             }
-            Effect::InstallSnapshot { conn, transfer, copy, state } => {
+            Effect::InstallSnapshot { conn, transfer, copy, replaces, state } => {
                 let rows = self.running.staged.remove(&(conn, transfer)).unwrap_or_default();
-                let install = Ingest::Install { conn, transfer, copy, rows, state };
+                let install = Ingest::Install { conn, transfer, copy, replaces, rows, state };
                 self.disk.begin_ingest(core, me, self.running.issued, install);
             }
             Effect::DiscardSnapshot { conn, transfer } => {
@@ -1076,6 +1115,21 @@ impl NodeDriver<'_> {
                 let created = |(store, at)| Compare::Created(EtcdKey::Node(store), at);
                 compares.extend(candidate.map(created));
                 let writes = vec![Write::Put(key, EtcdValue::Shard(config), None)];
+                let call = core.etcd(me, Call::Txn { compares, writes });
+                self.running.calls.insert(call, NodeCallPurpose::Propose(proposal));
+            }
+            Effect::ProposeSplit { proposal, expect, left, right } => {
+                let (parent, child) = (left.shard(), right.shard());
+                let (parent, child) = (EtcdKey::Shard(parent), EtcdKey::Shard(child));
+                let mut compares = vec![Compare::Modified(parent, expect)];
+                compares.push(Compare::Created(child, 0));
+                if Planted::SplitUncompared.is_in(core.plan.planted) {
+                    compares.clear();
+                }
+                let writes = vec![
+                    Write::Put(parent, EtcdValue::Shard(left), None),
+                    Write::Put(child, EtcdValue::Shard(right), None),
+                ];
                 let call = core.etcd(me, Call::Txn { compares, writes });
                 self.running.calls.insert(call, NodeCallPurpose::Propose(proposal));
             }
@@ -1121,6 +1175,9 @@ impl NodeDriver<'_> {
             }
             DiskDone::Loaded { load, values, records } => {
                 self.report(core, None, Event::Loaded { load, values, records });
+            }
+            DiskDone::RowsCounted { count, counts } => {
+                self.report(core, None, Event::RowsCounted { count, counts });
             }
             DiskDone::LogRead { at, parts } => {
                 self.report(core, None, Event::LogRead { at, parts });
@@ -1359,10 +1416,11 @@ impl NodeDriver<'_> {
             }
             (NodeCallPurpose::Sessions, Reply::List { revision, all }) => {
                 let session = |(key, value): (EtcdKey, Versioned)| {
-                    matches!(key, EtcdKey::Gateway(_)).then_some(session_id(value.created))
+                    matches!(key, EtcdKey::Gateway(_))
+                        .then_some(core.etcd.session_id(value.created))
                 };
                 let alive = all.into_iter().filter_map(session).collect();
-                let at = Revision { incarnation: 1, revision };
+                let at = Revision { incarnation: core.etcd.incarnation(), revision };
                 self.report(core, None, Event::SessionsListed { at, alive });
             }
             (NodeCallPurpose::KeepAlive, Reply::Kept(true)) => {

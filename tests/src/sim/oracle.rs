@@ -17,6 +17,7 @@ use super::checker::digests::Digests;
 use super::checker::identity::Identities;
 use super::checker::in_sync_set::InSyncSet;
 use super::checker::limits::LimitsChecker;
+use super::checker::logged_records::{DurableShard, LoggedRecords};
 use super::checker::logs_match::LogsMatch;
 use super::checker::memory::MemoryChecker;
 use super::checker::moves::Moves;
@@ -24,7 +25,7 @@ use super::checker::never_back::NeverBack;
 use super::checker::one_primary::OnePrimary;
 use super::checker::session_rows::SessionRows;
 use super::checker::{floor, status};
-use super::coverage::Coverage;
+use super::coverage::{Coverage, Path};
 use super::plan::Plan;
 
 /// A status is made for every this many events of nodes: it costs as much as some of them.
@@ -45,6 +46,7 @@ pub struct Oracle {
     logs: LogsMatch,
     memory: MemoryChecker,
     in_sync: InSyncSet,
+    logged: LoggedRecords,
     never_back: NeverBack,
     digests: Digests,
     sessions: SessionRows,
@@ -124,6 +126,7 @@ impl Oracle {
             }
             self.never_back.look(me, &view, &mut self.violations);
             self.in_sync.look(me, &view, &mut self.violations);
+            self.logged.look(&view, &mut self.violations);
             self.moves.look(now, me, &view, &mut self.violations);
             let applied = view.state.applied;
             let primary = view.primary.map_or(0, |primary| primary.epoch.0);
@@ -138,7 +141,11 @@ impl Oracle {
             }
             self.coverage.applied(&view, seen.map_or(Seq(0), |(seq, _)| Seq(seq)));
             self.logs.applied(view.shard, applied, &mut self.violations);
+            let added_up = self.digests.added_up;
             self.digests.applied(view.shard, view.state, &mut self.violations);
+            if self.digests.added_up > added_up {
+                self.coverage.reached(Path::ShardSplit);
+            }
             self.sessions.applied(view.shard, view.state, &mut self.violations);
             self.damaged.look(me, &view, &mut self.violations);
             if let Some(why) = view.stopped.filter(|_| !view.unfit) {
@@ -181,6 +188,24 @@ impl Oracle {
     pub fn harmed(&mut self, store: StoreId) {
         self.never_back.harmed(store);
         self.in_sync.harmed(store);
+        self.logged.harmed(store);
+    }
+
+    /// Returns whether the records in the logs of the stores, but for one, are of all shards.
+    pub fn logs_cover_all(&self, without: Option<StoreId>) -> bool {
+        self.logged.cover_all(without)
+    }
+
+    /// All of etcd is lost: records that no store has acted on are as if they had never been.
+    pub fn etcd_lost(&mut self) {
+        self.never_back.etcd_lost();
+        self.in_sync.etcd_lost();
+        self.logged.etcd_lost();
+    }
+
+    /// This is durable on the store's disk from now on.
+    pub fn durable(&mut self, store: StoreId, found: DurableShard) {
+        self.logged.durable(store, found, &mut self.violations);
     }
 
     pub fn record_written(&mut self, config: &ShardRecord) {
@@ -188,6 +213,7 @@ impl Oracle {
         floor::check(config, self.min_in_sync, &mut self.violations);
         self.never_back.record_written(config, &mut self.violations);
         self.in_sync.record_written(config, &mut self.violations);
+        self.logged.record_written(config);
         self.one_primary.assigned(config, &mut self.violations);
     }
 }

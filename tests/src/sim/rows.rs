@@ -39,6 +39,12 @@ impl TokenRows {
         Self { rows: inside.map(|(&id, record)| (id, record.clone())).collect() }
     }
 
+    /// Passes each row of these slots.
+    pub fn each(&self, slots: Slots, mut row: impl FnMut(RecordId, &TokenRecord)) {
+        let inside = self.rows.iter().filter(|(id, _)| slots.contains(id.slot));
+        inside.for_each(|(&id, record)| row(id, record));
+    }
+
     pub fn install(&mut self, copy: &Self) {
         self.rows.extend(copy.rows.iter().map(|(&id, record)| (id, record.clone())));
     }

@@ -48,6 +48,12 @@ impl SimWorld {
         if cluster.core.plan.operator.every.is_some() {
             cluster.core.at(500_000, SimEvent::OperatorLooks);
         }
+        if let Some(every) = cluster.core.plan.splits.every {
+            cluster.core.at(600_000 + every, SimEvent::OperatorSplits);
+        }
+        if let Some(at) = cluster.core.plan.etcd_loss.at {
+            cluster.core.at(at, SimEvent::EtcdLost);
+        }
         for (at, far) in cluster.core.plan.leaps.all.clone() {
             cluster.core.at(at, SimEvent::Leap { far, since: at });
         }
@@ -135,7 +141,9 @@ impl SimWorld {
         let refusing = nodes.iter().find(|node| node.is_full());
         let refusing = refusing.map(|node| format!("{:?} takes no writes", node.place));
         let mut shards = core.etcd.shards();
+        let lost = core.etcd.is_lost().then(|| "etcd is not rebuilt".to_owned());
         refusing
+            .or(lost)
             .or_else(|| shards.find_map(|(config, _)| heals::unfinished(config, replicas, node)))
     }
 
@@ -217,6 +225,9 @@ impl SimWorld {
             }
             SimEvent::EtcdLeases => core.etcd_leases(),
             SimEvent::EtcdPutRight => cluster.etcd_put_right(),
+            SimEvent::EtcdLost => cluster.etcd_is_lost(),
+            SimEvent::EtcdRebuild => cluster.etcd_is_rebuilt(),
+            SimEvent::LeavesOldEtcd { process } => cluster.leaves_old_etcd(process),
             SimEvent::Answered(answered) => cluster.clients.answered(core, answered),
             SimEvent::Client { client } => cluster.clients.ask(core, client),
             SimEvent::FinalRead { counter } => cluster.clients.read_finally(core, counter),
@@ -245,6 +256,7 @@ impl SimWorld {
             SimEvent::Restart { place } => cluster.restart(place),
             SimEvent::PutBack { place } => cluster.put_back(place),
             SimEvent::OperatorLooks => cluster.operator_looks(),
+            SimEvent::OperatorSplits => cluster.operator_splits(),
             SimEvent::OperatorWants { shard, intent } => core.operator_wants(shard, intent),
         }
     }

@@ -1,6 +1,9 @@
 //! `dkc dev add-node` and `remove-node`, and what `dkc events` shows of such changes and of a death.
 
+use std::time::Duration;
+
 use serde_json::Value;
+use tests::cluster::load::Load;
 use tests::cluster::{Cluster, dkc_binary, until};
 
 use crate::{SOON, check_filled, fill};
@@ -108,4 +111,79 @@ fn the_events_of_a_death_have_its_cause() {
     cluster.wait_until_full(3);
     let back = ["node-came node-2 restarted", "learner-added node-2 returned", "in-sync node-2 -"];
     until_events(&cluster, "node-2", &back);
+}
+
+/// The time after the last change of the nodes in which the copies are spread evenly.
+const EVEN_WITHIN: Duration = Duration::from_secs(30);
+
+/// Waits until all copies are in sync and no node has two copies or two primaries more than
+/// another one.
+#[track_caller]
+fn until_even(cluster: &Cluster, nodes: usize) {
+    until(EVEN_WITHIN, || {
+        let shards = cluster.shards()?;
+        shards.iter().try_for_each(|shard| shard.is_full(3))?;
+        let members = shards.iter().flat_map(|shard| shard.isr.clone()).collect::<Vec<_>>();
+        let primaries = shards.iter().filter_map(|shard| shard.primary.clone()).collect::<Vec<_>>();
+        let names = cluster.names("storage-node");
+        assert_eq!(names.len(), nodes);
+        for held in [&members, &primaries] {
+            let counts: Vec<usize> =
+                names.iter().map(|name| held.iter().filter(|of| *of == name).count()).collect();
+            if counts.iter().max() > counts.iter().min().map(|least| least + 1).as_ref() {
+                return Err(format!("{counts:?} of {names:?}"));
+            }
+        }
+        Ok(())
+    });
+}
+
+/// Six nodes join and leave again under load, while nodes and the coordinator are
+/// killed: nothing is lost or counted twice, and every request is answered with 200.
+#[test]
+#[ignore = "long: ./test --full"]
+fn three_nodes_become_nine_and_three_again_under_kills() {
+    let cluster = Cluster::start(&["--gateways", "2", "--shards", "12"]);
+    cluster.wait_until_full(3);
+    fill(&cluster, "filled", 5_000, 2);
+    let keys = cluster.key_per_shard("nine");
+    let load = Load::start(&cluster.gateways(), "nine", &keys);
+    load.wait_for_all(20, SOON);
+
+    let (code, printed) = dev(&cluster, &["add-node", "--count", "6"]);
+    assert_eq!(code, Some(0), "{printed}");
+    kill_and_start(&cluster, &load, "node-2");
+    kill_and_start(&cluster, &load, "node-5");
+    kill_and_start(&cluster, &load, "coordinator-1");
+    cluster.wait_until_full(3);
+    until_even(&cluster, 9);
+
+    for (leaves, killed) in (4..=9).zip([1, 9, 3, 2, 9, 1]) {
+        let leaves = format!("node-{leaves}");
+        std::thread::scope(|scope| {
+            let removal = scope.spawn(|| dev(&cluster, &["remove-node", &leaves]));
+            let killed = format!("node-{killed}");
+            if killed != leaves {
+                kill_and_start(&cluster, &load, &killed);
+            }
+            let (code, printed) = removal.join().expect("it does not panic");
+            assert_eq!(code, Some(0), "{leaves}: {printed}");
+        });
+        cluster.wait_until_full(3);
+    }
+    until_even(&cluster, 3);
+    load.wait_for_all(20, SOON);
+    let probes = load.stop();
+    probes.all_applied();
+    probes.check(&cluster.gateway);
+    check_filled(&cluster, "filled", 5_000, 2);
+    cluster.wait_until_copies_agree(3);
+}
+
+#[track_caller]
+fn kill_and_start(cluster: &Cluster, load: &Load, name: &str) {
+    load.wait_for_all(10, SOON);
+    let killed = cluster.kill(name);
+    load.wait_for_all(10, SOON);
+    cluster.start_again(&killed);
 }

@@ -10,12 +10,14 @@
 mod accepted;
 mod catch_up;
 mod damage;
+mod etcd_lost;
 mod failover;
 mod folders;
 mod grow;
 mod leaving;
 mod metastore_away;
 mod replicas;
+mod split;
 mod stale_reads;
 mod two_dead;
 

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use engine::batch::{Batch, Codec};
 use engine::entry::{Body, Entry, Position};
+use engine::etcd_memory::EtcdMemory;
 use engine::ids::{
     BatchSeq, Boot, Chain, CopyNo, Epoch, Revision, Seq, SessionId, ShardId, Slots, StoreBoot,
     StoreId, TimeMs, Version,
@@ -212,6 +213,10 @@ pub(crate) fn record() -> impl Strategy<Value = LogRecord> {
         1 => (shard(), number()).prop_map(|(shard, copy)| LogRecord::Drop { shard, copy: CopyNo(copy) }),
         1 => (shard(), number()).prop_map(|(shard, copy)| LogRecord::Suspect { shard, copy: CopyNo(copy) }),
         1 => identity().prop_map(LogRecord::Identity),
+        1 => config().prop_map(|record| LogRecord::ActedOn(Box::new(record))),
+        1 => (meta(), store(), any::<u32>()).prop_map(|(meta, store, promised)| {
+            LogRecord::Etcd(Box::new(EtcdMemory { meta, store, promised }))
+        }),
         1 => (shard(), checkpoint()).prop_map(|(shard, checkpoint)| LogRecord::Checkpoint { shard, checkpoint }),
     ]
 }
@@ -342,7 +347,8 @@ fn sessions() -> impl Strategy<Value = SessionTable> {
 pub(crate) fn shard_state() -> impl Strategy<Value = (CopyNo, ShardState)> {
     (number(), slots(), position(), any::<u128>(), sessions(), buckets()).prop_map(
         |(copy, slots, applied, counter_digest, sessions, tokens)| {
-            (CopyNo(copy), ShardState { slots, applied, counter_digest, sessions, tokens })
+            let divided = Seq(applied.seq.0 / 2);
+            (CopyNo(copy), ShardState { slots, applied, divided, counter_digest, sessions, tokens })
         },
     )
 }

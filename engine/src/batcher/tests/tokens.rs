@@ -441,3 +441,17 @@ fn a_rejected_batch_keeps_its_issue_time() {
     bench.now = ms(10);
     bench.turn([], &[frame(1, 2, [&sent])]);
 }
+
+/// A shard is split while a request waits for it, and the home of its token is the child that has
+/// no operations of it: they must not be done without a record there. Seed 4433 let another request
+/// take the token.
+#[test]
+fn what_a_split_takes_away_from_its_home_is_not_sent() {
+    let mut bench = Bench::new();
+    let ops = [returning(&key_in(RIGHT), 2)];
+    bench.turn([closed(1)], &[]);
+    bench.turn([tokened(1, &ops, token(Scope::Batch, Some(9)))], &[]);
+    let split = [record(RIGHT, 1, 2), record(LEFT, 2, 2)].map(Event::ShardRecord);
+    bench.turn(split, &[failed(1, &[(0, Failure::Frozen)])]);
+    assert_eq!((bench.batcher.requests(), bench.batcher.bytes()), (0, 0));
+}

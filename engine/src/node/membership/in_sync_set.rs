@@ -45,9 +45,17 @@ impl Membership {
         let Some(replica) = turn.shards.get(shard) else { return };
         let Some(primary) = replica.primary() else { return };
         let min = turn.settings.min_in_sync;
-        if primary.is_pending() || turn.now < primary.propose_after {
+        // A proposal is made from a record that a recovery of etcd would find: who is added is a
+        // learner there.
+        let is_recording = primary.recording.is_some() || turn.shards.fence.is_some();
+        if primary.is_pending() || is_recording || turn.now < primary.propose_after {
             return;
         }
+        if self.propose_split(turn, shard) {
+            return;
+        }
+        let Some(replica) = turn.shards.get(shard) else { return };
+        let Some(primary) = replica.primary() else { return };
         let is_ready =
             |store: &StoreId| primary.is_caught_up(*store, replica.commit, turn.settings.planted);
         let mut remove = removable(turn, peers, primary, healths);
@@ -182,8 +190,8 @@ impl Membership {
 }
 
 /// Reviews the shards that this node leads, by the clock. Of a thousand shards nearly all are at
-/// rest: nothing waits, and every member is well. A review of such a one finds nothing, so only the
-/// time is noted at which nothing waited.
+/// rest: nothing waits, no split is to be written, and every member is well. A review of such a one
+/// finds nothing, so only the time is noted at which nothing waited.
 pub(in crate::node) fn review_by_clock(turn: &mut NodeTurn<'_>, peers: &Peers) {
     let view = HealthView::of(turn, peers);
     let mut well = BTreeMap::new();
@@ -193,6 +201,7 @@ pub(in crate::node) fn review_by_clock(turn: &mut NodeTurn<'_>, peers: &Peers) {
         let (commit, last) = (replica.commit, replica.log.last().seq);
         let rests = last <= commit
             && primary.is_at_rest()
+            && primary.record.slots == replica.slots
             && !primary.is_below_floor(turn.settings.min_in_sync)
             && is_well(turn.me.store)
             && primary.followers.keys().all(|&store| is_well(store));

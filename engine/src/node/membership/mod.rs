@@ -8,6 +8,7 @@ mod backoff;
 mod in_sync_set;
 mod records;
 mod replica_health;
+mod splits;
 
 use std::collections::BTreeMap;
 
@@ -17,15 +18,19 @@ use crate::node::peers::Peers;
 use crate::node::shared::NodeTurn;
 use crate::node::snapshots::Snapshots;
 use crate::planted::Planted;
+use crate::shard_record::ShardRecord;
 
 pub(super) use in_sync_set::review_by_clock;
-pub(super) use records::{follow_known_record, on_record};
+pub(super) use records::{follow_known_record, follow_records_in, on_record};
 pub(super) use replica_health::HealthView;
+pub(super) use splits::order_split;
 
 #[derive(Clone, Debug)]
 pub(super) struct Membership {
     /// Proposals in flight.
     proposals: BTreeMap<u64, ShardId>,
+    /// The first records of right children that are proposed with their parents.
+    children: BTreeMap<u64, ShardRecord>,
     backoff: backoff::Backoff,
     next_copy_recheck: Now,
 }
@@ -35,6 +40,7 @@ impl Membership {
     pub(in crate::node) fn new(now: Now, copy_recheck_ms: u64) -> Self {
         Self {
             proposals: BTreeMap::new(),
+            children: BTreeMap::new(),
             backoff: backoff::Backoff::default(),
             next_copy_recheck: now.plus_ms(copy_recheck_ms),
         }
@@ -52,6 +58,10 @@ impl Membership {
         outcome: CasOutcome,
     ) {
         let Some(shard) = self.proposals.remove(&id) else { return };
+        let child = self.children.remove(&id);
+        if turn.shards.fence.is_some() {
+            return; // The additions of the proposal count for as long as this process leads.
+        }
         let failure_settles = turn.planted(Planted::FailureSettles);
         let retry_at = turn.now.plus_ms(turn.settings.timing.propose_again_ms);
         let Some(primary) = turn.shards.primary_mut(shard) else { return };
@@ -63,6 +73,10 @@ impl Membership {
         match outcome {
             CasOutcome::Done { mod_revision } => {
                 let record = proposal.record.clone();
+                // A store that knows the record of the left child knows that of the right one.
+                if let Some(child) = child {
+                    on_record(turn, peers, snapshots, child, mod_revision, None);
+                }
                 on_record(turn, peers, snapshots, record, mod_revision, None);
             }
             CasOutcome::Failed | CasOutcome::Unknown => {
@@ -70,6 +84,9 @@ impl Membership {
                     primary.proposals.clear();
                 }
                 turn.read_record(shard);
+                if let Some(child) = child {
+                    turn.read_record(child.shard());
+                }
             }
         }
     }

@@ -6,7 +6,7 @@
 //! deletion of a copy waits for a linearizable read.
 
 use crate::entry::Body;
-use crate::ids::{Epoch, Seq, ShardId};
+use crate::ids::{Epoch, Seq, ShardId, Slots};
 use crate::node::gateways::refuse_ordered;
 use crate::node::peers::Peers;
 use crate::node::shared::NodeTurn;
@@ -27,12 +27,14 @@ pub(in crate::node) fn on_record(
     read: Option<u64>,
 ) {
     let shard = record.shard();
-    let known = turn.shards.records.get(&shard).map(|known| (known.0.epoch, known.0.version));
+    let known = turn.shards.records.get(&shard).map(|known| known.0.order());
+    let acted_on =
+        turn.shards.get(shard).and_then(|replica| Some(replica.acted_on.as_ref()?.order()));
     let was_in_sync = turn.shards.is_in_sync(shard, turn.me.store);
-    if known.is_some_and(|known| (record.epoch, record.version) < known) {
+    if turn.shards.fence.is_some() || Some(record.order()) < known.max(acted_on) {
         return;
     }
-    let is_new = known != Some((record.epoch, record.version));
+    let is_new = known != Some(record.order());
     turn.shards.records.insert(shard, Box::new((record.clone(), mod_revision)));
     if is_new {
         follow_record(turn, peers, &record, mod_revision);
@@ -41,6 +43,7 @@ pub(in crate::node) fn on_record(
         peers.reannounce_refused_copy(turn, shard);
     }
     follow_assignment(turn, peers, snapshots, &record, read);
+    learn_split(turn, &record);
     turn.shards.to_review.insert(shard);
     turn.shards.to_advance.insert(shard);
 }
@@ -65,11 +68,25 @@ fn follow_record(
         // again.
         replica.role = ReplicaRole::Follower;
     } else {
-        for store in primary.adopt_record(record.clone(), mod_revision, now) {
+        let unproven = primary.adopt_record(record.clone(), mod_revision, now);
+        turn.act_on(record);
+        for store in unproven {
             peers.forget_sent(store, shard);
         }
         peers.open_feeds(turn, shard);
     }
+}
+
+/// A record with fewer slots proves that the split is committed, in any epoch. A new primary
+/// applies it at once: a store that is to complete its in-sync set has the slots of the record, and
+/// could not follow a log of before the split.
+fn learn_split(turn: &mut NodeTurn<'_>, record: &ShardRecord) {
+    let Some(replica) = turn.shards.get_mut(record.shard()) else { return };
+    if replica.primary().is_none() || record.slots.hi >= replica.slots.hi {
+        return;
+    }
+    let committed = replica.unapplied_split(record.slots.hi + 1);
+    replica.commit = replica.commit.max(committed.unwrap_or_default());
 }
 
 /// Follows the assignment of copies: creates a copy that the record assigns to this store,
@@ -99,7 +116,7 @@ fn follow_assignment(
             false => leaving.is_some_and(|asked| read.is_some_and(|read| read >= asked)),
         };
         match leaving {
-            Some(_) if is_proof => snapshots.drop_copy(turn, peers, shard),
+            Some(_) if is_proof => snapshots.drop_copy(turn, peers, record),
             // The answer will come, or the record is read again.
             Some(_) => {}
             None => {
@@ -128,6 +145,21 @@ pub(in crate::node) fn follow_known_record(
     }
 }
 
+/// Follows the newest records again of all shards that begin in these slots: a copy that had the
+/// slots is gone, or has fewer.
+pub(in crate::node) fn follow_records_in(
+    turn: &mut NodeTurn<'_>,
+    peers: &mut Peers,
+    snapshots: &mut Snapshots,
+    slots: Slots,
+) {
+    let within = turn.shards.records.range(ShardId(slots.lo)..=ShardId(slots.hi));
+    let shards: Vec<ShardId> = within.map(|(&shard, _)| shard).collect();
+    for shard in shards {
+        follow_known_record(turn, peers, snapshots, shard);
+    }
+}
+
 /// Begins to lead: a promise, then a barrier on top of the whole log. Both are in the log
 /// before anything is counted, and nothing is served before the barrier is committed.
 fn begin_leading(turn: &mut NodeTurn<'_>, peers: &mut Peers, shard: ShardId) {
@@ -141,6 +173,8 @@ fn begin_leading(turn: &mut NodeTurn<'_>, peers: &mut Peers, shard: ShardId) {
     if !may_begin {
         return;
     }
+    // The barrier, which every commit of this epoch waits for, comes after it in the log.
+    replica.act_on(&mut replica_turn, &record);
     if replica.promised < epoch {
         replica.promise(&mut replica_turn, epoch);
     }

@@ -323,6 +323,7 @@ impl Peers {
     ) -> NextSlice {
         let Some(replica) = turn.shards.get_mut(shard) else { return NextSlice::None };
         let (slots, commit) = (replica.slots, replica.commit);
+        let divided = replica.state.divided;
         let (base, last) = (replica.log.base().seq, replica.log.last().seq);
         let ReplicaRole::Primary(primary) = &mut replica.role else { return NextSlice::None };
         let (epoch, commit) = (primary.epoch, primary.announced(commit));
@@ -337,6 +338,12 @@ impl Peers {
             return NextSlice::None;
         }
         let prev = follower.sent;
+        if prev.seq == Seq(0) && divided > Seq(0) {
+            // An empty copy has the slots of today, the first entries those of before the split.
+            follower.feed = Feed::NeedsSnapshot;
+            turn.shards.mark_follower(store, shard);
+            return NextSlice::None;
+        }
         if prev.seq < base {
             follower.feed = Feed::FromLog { opening };
             self.catch_up.begin(store, shard);

@@ -209,7 +209,10 @@ impl Reads {
         let Some(&Proof { asked, commit, .. }) = self.bounded.proofs.get(&shard) else {
             return Some(waiting);
         };
-        let reached = |replica: &Replica| may_serve(replica) && replica.state.applied.seq >= commit;
+        let slots = waiting.request.slots;
+        let reached = |replica: &Replica| {
+            may_serve(replica) && replica.slots == slots && replica.state.applied.seq >= commit
+        };
         let content = waiting.accepts(turn.now, asked);
         if !content || !turn.shards.get(shard).is_some_and(reached) {
             return Some(waiting);

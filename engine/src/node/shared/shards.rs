@@ -3,7 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::ids::{Epoch, ShardId, StoreBoot, StoreId};
+use crate::etcd_memory::EtcdMemory;
+use crate::ids::{Epoch, ShardId, Slots, StoreBoot, StoreId};
 use crate::message::Refusal;
 use crate::node::shared::ShardSet;
 use crate::replica::primary::{Follower, Primary};
@@ -16,6 +17,13 @@ pub(in crate::node) struct Shards {
     replicas: BTreeMap<ShardId, Box<Replica>>,
     /// The newest record of each shard that was seen, and its mod_revision.
     pub records: BTreeMap<ShardId, Box<(ShardRecord, u64)>>,
+    /// The store's memory of etcd; `None` only in tests without a recovery of etcd.
+    pub etcd: Option<Box<EtcdMemory>>,
+    /// Once the store has promised an incarnation above the one that this process follows: the
+    /// group of the log that makes the promise durable. From then on this process follows no etcd.
+    pub fence: Option<u64>,
+    /// Shards that this node leads by a record that is not durable in its log yet.
+    pub recording: ShardSet,
     /// Shards whose commit may have moved.
     pub to_advance: ShardSet,
     /// Shards whose in-sync set may have to change.
@@ -96,6 +104,11 @@ impl Shards {
     pub(in crate::node) fn is_in_sync(&self, shard: ShardId, store: StoreId) -> bool {
         let record = self.records.get(&shard);
         record.is_some_and(|record| record.0.isr.contains(&store))
+    }
+
+    /// Returns whether rows of these slots on this store belong to another shard.
+    pub(in crate::node) fn is_occupied(&self, shard: ShardId, slots: Slots) -> bool {
+        self.iter().any(|replica| replica.shard != shard && replica.occupies(slots))
     }
 
     /// Returns the process that leads the shard, in the newest record that was seen.

@@ -228,6 +228,7 @@ fn a_member_that_needs_a_whole_copy_is_marked_and_gets_one() {
     bench.frame(1, add(1));
     bench.on(reject(TO_C, n + 1, Reject::Stopped));
     bench.on(ack(TO_C, n + 1));
+    bench.on(Event::Durable { group: 3 });
     let effects = bench.deliver(next.clone());
     let without = proposed(&effects).expect("C can't acknowledge");
     assert_eq!(without.isr, [A.store, B.store]);

@@ -183,7 +183,9 @@ impl Index {
             }
             LogRecord::Promise { .. }
             | LogRecord::Suspect { .. }
+            | LogRecord::ActedOn(_)
             | LogRecord::Identity(_)
+            | LogRecord::Etcd(_)
             | LogRecord::Checkpoint { .. } => {}
         }
     }

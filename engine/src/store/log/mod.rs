@@ -23,7 +23,9 @@ pub mod writer;
 
 use crate::codec::{Malformed, Reader, put_bytes, put_varint};
 use crate::entry::{Entry, Position};
+use crate::etcd_memory::EtcdMemory;
 use crate::ids::{Boot, CopyNo, Epoch, Seq, ShardId, Slots, StoreId};
+use crate::shard_record::ShardRecord;
 use crate::store::layout::{position, put_position, put_slots, slots};
 
 const KIND_APPEND: u8 = 1;
@@ -34,6 +36,8 @@ const KIND_DROP: u8 = 5;
 const KIND_IDENTITY: u8 = 6;
 const KIND_CHECKPOINT: u8 = 7;
 const KIND_SUSPECT: u8 = 8;
+const KIND_ACTED_ON: u8 = 9;
+const KIND_ETCD: u8 = 10;
 
 /// One record of a group. Records are written in the order in which the node emits them.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -85,8 +89,13 @@ pub enum LogRecord {
         /// The number of the copy.
         copy: CopyNo,
     },
+    /// The store acts on this record of etcd from now on: as the primary, or by deleting its copy.
+    /// See [`recovery_plan`](crate::recovery_plan).
+    ActedOn(Box<ShardRecord>),
     /// The store's identity: written at its first start and at each boot.
     Identity(Identity),
+    /// The store's memory of etcd, in case etcd is lost.
+    Etcd(Box<EtcdMemory>),
     /// A checkpoint of a shard, written at the start of each segment so that older segments can be
     /// deleted. The node never writes one: the [`writer`] does.
     Checkpoint {
@@ -154,7 +163,7 @@ impl ShardCheckpoint {
                 *self = Self { promised, ..*checkpoint };
             }
             LogRecord::Suspect { copy, .. } => self.suspect |= *copy == self.copy,
-            LogRecord::Identity(_) => {}
+            LogRecord::ActedOn(_) | LogRecord::Identity(_) | LogRecord::Etcd(_) => {}
         }
     }
 }
@@ -180,7 +189,7 @@ pub struct Identity {
 }
 
 impl LogRecord {
-    /// The shard that the record is about; `None` for an identity.
+    /// The shard that the record is about; `None` for what concerns the store as a whole.
     pub fn shard(&self) -> Option<ShardId> {
         match self {
             Self::Append { shard, .. }
@@ -190,7 +199,8 @@ impl LogRecord {
             | Self::Drop { shard, .. }
             | Self::Suspect { shard, .. }
             | Self::Checkpoint { shard, .. } => Some(*shard),
-            Self::Identity(_) => None,
+            Self::ActedOn(record) => Some(record.shard()),
+            Self::Identity(_) | Self::Etcd(_) => None,
         }
     }
 
@@ -212,7 +222,9 @@ impl LogRecord {
                 put_position(&mut body, *base);
             }
             Self::Drop { copy, .. } | Self::Suspect { copy, .. } => put_varint(&mut body, copy.0),
+            Self::ActedOn(record) => put_bytes(&mut body, &record.encode()),
             Self::Identity(identity) => identity.encode(&mut body),
+            Self::Etcd(memory) => memory.encode(&mut body),
             Self::Checkpoint { checkpoint, .. } => checkpoint.encode(&mut body),
         }
         put_bytes(out, &body);
@@ -226,7 +238,9 @@ impl LogRecord {
             Self::Copy { .. } => KIND_COPY,
             Self::Drop { .. } => KIND_DROP,
             Self::Suspect { .. } => KIND_SUSPECT,
+            Self::ActedOn(_) => KIND_ACTED_ON,
             Self::Identity(_) => KIND_IDENTITY,
+            Self::Etcd(_) => KIND_ETCD,
             Self::Checkpoint { .. } => KIND_CHECKPOINT,
         }
     }
@@ -236,9 +250,14 @@ impl LogRecord {
     pub fn decode(from: &mut Reader) -> Result<Result<Self, Unreadable>, Malformed> {
         let mut body = Reader::new(from.bytes("record")?);
         let kind = body.u8("record kind")?;
-        if kind == KIND_IDENTITY {
-            return Ok(Identity::decode(&mut body)
-                .and_then(|identity| body.finish("record").map(|()| Self::Identity(identity)))
+        let of_store = match kind {
+            KIND_IDENTITY => Some(Identity::decode(&mut body).map(Self::Identity)),
+            KIND_ETCD => Some(EtcdMemory::decode(&mut body).map(|it| Self::Etcd(Box::new(it)))),
+            _ => None,
+        };
+        if let Some(decoded) = of_store {
+            return Ok(decoded
+                .and_then(|record| body.finish("record").map(|()| record))
                 .map_err(|malformed| Unreadable { shard: None, why: malformed.0 }));
         }
         let shard = match body.u16_be("record shard") {
@@ -263,6 +282,13 @@ impl LogRecord {
             },
             KIND_DROP => Self::Drop { shard, copy: CopyNo(body.varint("drop")?) },
             KIND_SUSPECT => Self::Suspect { shard, copy: CopyNo(body.varint("suspect")?) },
+            KIND_ACTED_ON => {
+                let record = ShardRecord::decode(&body.bytes("shard record")?)?;
+                if record.shard() != shard {
+                    return Err(Malformed("shard record of another shard"));
+                }
+                Self::ActedOn(Box::new(record))
+            }
             KIND_CHECKPOINT => {
                 Self::Checkpoint { shard, checkpoint: ShardCheckpoint::decode(body)? }
             }

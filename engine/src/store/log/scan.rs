@@ -381,7 +381,13 @@ mod tests {
 
     fn without_restatements(groups: &[Vec<LogRecord>]) -> Vec<Vec<LogRecord>> {
         let written = |record: &&LogRecord| {
-            !matches!(record, LogRecord::Checkpoint { .. } | LogRecord::Identity(_))
+            !matches!(
+                record,
+                LogRecord::Checkpoint { .. }
+                    | LogRecord::ActedOn(_)
+                    | LogRecord::Identity(_)
+                    | LogRecord::Etcd(_)
+            )
         };
         groups.iter().map(|group| group.iter().filter(written).cloned().collect()).collect()
     }

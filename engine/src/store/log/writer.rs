@@ -16,7 +16,9 @@
 use std::collections::BTreeMap;
 
 use crate::entry::Entry;
+use crate::etcd_memory::EtcdMemory;
 use crate::ids::ShardId;
+use crate::shard_record::ShardRecord;
 use crate::store::log::block::Block;
 use crate::store::log::group::{
     GROUP_HEADER_BYTES, Owner, SEGMENT_HEADER_BYTES, SegmentHeader, encode_group,
@@ -31,6 +33,10 @@ pub struct Resume {
     pub owner: Owner,
     /// The store's identity, once it has one.
     pub identity: Option<Identity>,
+    /// The store's memory of etcd.
+    pub etcd: Option<Box<EtcdMemory>>,
+    /// The newest record of each shard that the store has acted on.
+    pub acted_on: BTreeMap<ShardId, Box<ShardRecord>>,
     /// The number of the next group.
     pub next_group: u64,
     /// The number of the next segment.
@@ -100,6 +106,8 @@ pub struct LogEncoder {
     pending_bytes: Vec<u8>,
     shards: BTreeMap<ShardId, ShardCheckpoint>,
     identity: Option<Identity>,
+    etcd: Option<Box<EtcdMemory>>,
+    acted_on: BTreeMap<ShardId, Box<ShardRecord>>,
     /// The checkpoints and the identity before the group that is being gathered, where it changed
     /// them.
     shards_before: BTreeMap<ShardId, Option<ShardCheckpoint>>,
@@ -128,6 +136,8 @@ impl LogEncoder {
             pending_bytes: Vec::new(),
             shards: resume.shards,
             identity: resume.identity,
+            etcd: resume.etcd,
+            acted_on: resume.acted_on,
             shards_before: BTreeMap::new(),
             identity_before: None,
             index: resume.index,
@@ -141,6 +151,10 @@ impl LogEncoder {
             (LogRecord::Identity(identity), _) => {
                 let before = self.identity.replace(identity.clone());
                 self.identity_before.get_or_insert(before);
+            }
+            (LogRecord::Etcd(memory), _) => self.etcd = Some(memory.clone()),
+            (LogRecord::ActedOn(record), Some(shard)) => {
+                self.acted_on.insert(shard, record.clone());
             }
             (_, Some(shard)) => {
                 let before = self.shards.get(&shard).copied();
@@ -240,12 +254,19 @@ impl LogEncoder {
         (OpenSegment { segment, offset: SEGMENT_HEADER_BYTES, size }, header.encode())
     }
 
-    /// The identity and the checkpoints before the group that is being closed.
+    /// The identity and the checkpoints before the group that is being closed, and what is known of
+    /// etcd. The latter may be as of this group: the newest of it counts, wherever it stands.
     fn restatement(&self) -> Vec<u8> {
         let mut out = Vec::new();
         let identity = self.identity_before.as_ref().unwrap_or(&self.identity);
         if let Some(identity) = identity {
             LogRecord::Identity(identity.clone()).encode(&mut out);
+        }
+        if let Some(memory) = &self.etcd {
+            LogRecord::Etcd(memory.clone()).encode(&mut out);
+        }
+        for record in self.acted_on.values() {
+            LogRecord::ActedOn(record.clone()).encode(&mut out);
         }
         for (&shard, &now) in &self.shards {
             let before = self.shards_before.get(&shard).copied().unwrap_or(Some(now));

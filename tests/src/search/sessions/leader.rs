@@ -128,6 +128,7 @@ impl Leader {
             slots: Slots::ALL,
             promised,
             copy: CopyNo(1),
+            acted_on: None,
             content: Some(content),
         };
         let now = Now(0);
@@ -180,7 +181,7 @@ impl Leader {
     ) -> Option<Event> {
         match effect {
             Effect::Write(LogRecord::Append { entry, .. }) => self.note(entry, out),
-            Effect::Write(LogRecord::Promise { .. }) => {}
+            Effect::Write(LogRecord::Promise { .. } | LogRecord::ActedOn(_)) => {}
             Effect::Sync { group } => self.groups.push_back((group, self.entries.len())),
             Effect::Load { load, needs } => {
                 return Some(Event::Loaded {

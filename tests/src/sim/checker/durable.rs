@@ -7,15 +7,17 @@
 //! False alarms would come from damage, after which the records contain more than the disk: then
 //! only what is suspect is compared.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use engine::entry::{Entry, Position};
 use engine::ids::{CopyNo, Epoch, Seq, ShardId, Slots, StoreId};
 use engine::node::{RecoveredContent, RecoveredReplica};
 use engine::shard::state::ShardState;
+use engine::shard_record::ShardRecord;
 use engine::store::log::{Identity, LogRecord};
 
 use super::Violation;
+use super::logged_records::DurableShard;
 
 const PROMISE: &str = "durable";
 
@@ -28,6 +30,8 @@ pub struct Durable {
     identity: Option<Identity>,
     /// Groups after `durable`.
     tail: VecDeque<(u64, Vec<LogRecord>)>,
+    /// The shards that have changed since they were taken.
+    changed: BTreeSet<ShardId>,
 }
 
 /// The state of one shard that the records imply.
@@ -36,6 +40,8 @@ struct RecordedShard {
     slots: Slots,
     promised: Epoch,
     copy: CopyNo,
+    /// The newest record of etcd that the store has acted on.
+    acted_on: Option<Box<ShardRecord>>,
     base: Option<Position>,
     entries: BTreeMap<Seq, Entry>,
     /// Damage was found, and the copy has not been replaced since.
@@ -68,13 +74,26 @@ impl Durable {
         }
     }
 
+    /// Takes the durable content about each shard that has changed since the last call.
+    pub fn take_changed(
+        &mut self,
+        state: &BTreeMap<ShardId, (CopyNo, ShardState)>,
+    ) -> Vec<DurableShard> {
+        let changed = std::mem::take(&mut self.changed);
+        let shards = changed.iter().filter_map(|shard| Some((*shard, self.shards.get(shard)?)));
+        shards.map(|(shard, known)| known.durable(shard, state.get(&shard))).collect()
+    }
+
     fn take_next(&mut self) {
         let Some((number, records)) = self.tail.pop_front() else { return };
         self.durable = number;
         for record in records {
             match (record.shard(), &record) {
                 (_, LogRecord::Identity(identity)) => self.identity = Some(identity.clone()),
-                (Some(shard), _) => self.shards.entry(shard).or_default().take(record),
+                (Some(shard), _) => {
+                    self.changed.insert(shard);
+                    self.shards.entry(shard).or_default().take(record);
+                }
                 (None, _) => {}
             }
         }
@@ -134,12 +153,12 @@ impl Durable {
         });
         known.promised = known.promised.max(last.unwrap_or_default());
         let own = Slots { lo: shard.0, hi: shard.0 };
-        let held = known.base.map(|_| known.slots);
         RecoveredReplica {
             shard,
-            slots: held.or(state.map(|(_, state)| state.slots)).unwrap_or(own),
+            slots: content.as_ref().map_or(own, |content| content.state.slots),
             promised: known.promised,
             copy: known.copy,
+            acted_on: known.acted_on.clone(),
             content,
         }
     }
@@ -154,6 +173,7 @@ impl Durable {
                 slots: replica.slots,
                 promised: replica.promised,
                 copy: replica.copy,
+                acted_on: replica.acted_on.clone(),
                 ..RecordedShard::default()
             };
             if let Some(content) = &replica.content {
@@ -165,13 +185,15 @@ impl Durable {
             (replica.shard, shard)
         };
         self.shards = found.replicas.iter().map(shard).collect();
+        self.changed.extend(self.shards.keys());
     }
 }
 
 /// The part that comes from the state is the same by construction: both sides read it from the
 /// disk.
 fn are_same(one: &RecoveredReplica, other: &RecoveredReplica) -> bool {
-    let head = |it: &RecoveredReplica| (it.shard, it.slots, it.promised, it.copy);
+    let head =
+        |it: &RecoveredReplica| (it.shard, it.slots, it.promised, it.copy, it.acted_on.clone());
     head(one) == head(other)
         && match (&one.content, &other.content) {
             (None, None) => true,
@@ -195,12 +217,29 @@ impl RecordedShard {
             }
             LogRecord::Drop { copy, .. } => *self = Self { copy, ..self.emptied() },
             LogRecord::Suspect { copy, .. } => self.suspect |= copy == self.copy,
-            LogRecord::Identity(_) | LogRecord::Checkpoint { .. } => {}
+            LogRecord::ActedOn(record) => self.acted_on = Some(record),
+            LogRecord::Identity(_) | LogRecord::Etcd(_) | LogRecord::Checkpoint { .. } => {}
         }
     }
 
     fn emptied(&self) -> Self {
-        Self { slots: self.slots, promised: self.promised, ..Self::default() }
+        let acted_on = self.acted_on.clone();
+        Self { slots: self.slots, promised: self.promised, acted_on, ..Self::default() }
+    }
+
+    fn durable(&self, shard: ShardId, state: Option<&(CopyNo, ShardState)>) -> DurableShard {
+        let (acted_on, suspect) = (self.acted_on.clone(), self.suspect);
+        let applied = |copy| state.filter(|it| it.0 == copy).map(|it| it.1.applied.seq);
+        let (copy, end) = match state {
+            // The copy was installed, and the log has not recorded it yet.
+            Some((copy, _)) if *copy > self.copy => (*copy, applied(*copy)),
+            _ => {
+                let last = self.entries.last_key_value().map(|(&seq, _)| seq);
+                let base = self.base.map(|base| base.seq);
+                (self.copy, base.max(last).max(applied(self.copy)).filter(|_| base.is_some()))
+            }
+        };
+        DurableShard { shard, acted_on, copy, end, suspect }
     }
 
     fn content(&mut self, state: Option<&(CopyNo, ShardState)>) -> Option<RecoveredContent> {

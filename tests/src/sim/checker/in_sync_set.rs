@@ -42,6 +42,14 @@ impl InSyncSet {
         self.check(config.shard(), violations);
     }
 
+    /// All records are lost, and with a process a deletion that was not durable: the copy may be
+    /// on its disk all the same. What disks hold is judged by
+    /// [`logged_records`](super::logged_records).
+    pub fn etcd_lost(&mut self) {
+        self.records.clear();
+        self.held.retain(|_, held| held.durable > Seq(0));
+    }
+
     /// The store's disk may have lost what was durable: its copies are excluded until they are
     /// replaced.
     pub fn harmed(&mut self, store: StoreId) {

@@ -1,10 +1,10 @@
 //! The promises, one file each, and the report of a broken one.
 //!
 //! Some are checked from inside while a run goes on ([`one_primary`], [`logs_match`],
-//! [`in_sync_set`], [`never_back`], [`digests`], [`session_rows`], [`answers`], [`memory`],
-//! [`floor`], [`limits`], [`moves`], [`status`]); the others check, at the end, the requests of the
-//! clients and their answers. Those know nothing of replicas or logs, so they can't share a mistake
-//! with what they check.
+//! [`in_sync_set`], [`logged_records`], [`never_back`], [`digests`], [`session_rows`], [`answers`],
+//! [`memory`], [`floor`], [`limits`], [`moves`], [`status`]); the others check, at the end, the
+//! requests of the clients and their answers. Those know nothing of replicas or logs, so they can't
+//! share a mistake with what they check.
 
 pub mod answers;
 pub mod bounded;
@@ -18,6 +18,7 @@ pub mod identity;
 pub mod in_sync_set;
 pub mod limits;
 pub mod linearizable;
+pub mod logged_records;
 pub mod logs_match;
 pub mod lost;
 pub mod memory;

@@ -39,6 +39,10 @@ impl NeverBack {
         }
     }
 
+    pub fn etcd_lost(&mut self) {
+        self.records.clear();
+    }
+
     pub fn effect(&mut self, me: StoreBoot, effect: &Effect) {
         if let Effect::Sync { group } = effect {
             self.synced.insert(me, *group);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use engine::ids::{Epoch, ShardId, StoreBoot};
+use engine::ids::{Boot, Epoch, ShardId, StoreBoot};
 use engine::shard_record::ShardRecord;
 
 use super::Violation;
@@ -15,8 +15,11 @@ pub struct OnePrimary {
 }
 
 impl OnePrimary {
-    /// A record was written.
+    /// A record was written. A rebuilt etcd may name a boot that no process has: then none leads.
     pub fn assigned(&mut self, config: &ShardRecord, violations: &mut Vec<Violation>) {
+        if config.primary.boot == Boot(0) {
+            return;
+        }
         let claim = (config.shard(), config.epoch);
         let named = *self.assigned.entry(claim).or_insert(config.primary);
         if named != config.primary {

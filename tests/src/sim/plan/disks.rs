@@ -50,6 +50,11 @@ impl DiskFault {
         !matches!(self, Self::Full | Self::StaysFull | Self::Cloned)
     }
 
+    /// Returns whether every disk stays in its place with all that was durable.
+    pub(super) fn leaves_disks_alone(self) -> bool {
+        matches!(self, Self::Full | Self::StaysFull)
+    }
+
     /// Returns whether all that was durable is there afterwards, be it on a disk that is mounted
     /// later.
     pub(super) fn keeps_all(self) -> bool {

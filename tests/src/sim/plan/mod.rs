@@ -4,6 +4,7 @@
 //! everything at once rarely gets deep into any one of them.
 
 pub mod disks;
+pub mod etcd_loss;
 pub mod faults;
 pub mod large;
 pub mod leaps;
@@ -11,6 +12,7 @@ pub mod log;
 pub mod operator;
 pub mod reorder;
 mod settings;
+pub mod splits;
 pub mod tokens;
 
 use engine::coordinator::Flags;
@@ -23,12 +25,14 @@ use engine::{batcher, coordinator};
 use super::draws::{Drawings, Draws};
 use super::rng::Rng;
 use disks::DiskPlan;
+use etcd_loss::EtcdLossPlan;
 use faults::FaultKind;
 use leaps::LeapPlan;
 use log::LogSizes;
 use operator::OperatorPlan;
 use reorder::ReorderPlan;
 use settings::{Shape, coordinator_settings, gateway_settings, node_settings};
+use splits::SplitPlan;
 use tokens::TokenPlan;
 
 /// The plan of a run. Times are in virtual microseconds.
@@ -78,6 +82,8 @@ pub struct Plan {
     pub fault_every: u64,
     pub disks: DiskPlan,
     pub operator: OperatorPlan,
+    pub etcd_loss: EtcdLossPlan,
+    pub splits: SplitPlan,
     /// The random coordinator promotes for no reason, one time in so many thousand looks.
     pub spurious_permille: u64,
     /// A second coordinator acts at random.
@@ -140,6 +146,7 @@ impl Plan {
         let gateway = gateway_settings(&mut draws, &tokens, &node, planted);
         let disks = DiskPlan::from_seed(seed, shape.min_in_sync.into());
         let operator = OperatorPlan::from_seed(seed, &disks);
+        let etcd_loss = EtcdLossPlan::from_seed(seed, faults_until, &disks, &operator);
         let coordinator =
             coordinator_settings(&mut draws, &tokens, shape, (shards, lease_ttl), planted);
         let leaps = LeapPlan::draw(&mut draws, faults_until);
@@ -184,6 +191,8 @@ impl Plan {
             fault_every: rng.between(100_000, 800_000),
             disks,
             operator,
+            etcd_loss,
+            splits: SplitPlan::from_seed(seed),
             chaos: rng.percent(50),
             bootstraps: rng.percent(30) && shape.nodes >= shape.replicas,
             spurious_permille: if rng.percent(50) { rng.between(1, 40) } else { 0 },
@@ -245,6 +254,8 @@ impl Plan {
             faults: vec![],
             disks: DiskPlan { faults: vec![], ..plan.disks },
             operator: OperatorPlan { every: None, ..plan.operator },
+            etcd_loss: EtcdLossPlan { at: None, ..plan.etcd_loss },
+            splits: SplitPlan { every: None, ..plan.splits },
             chaos: false,
             bootstraps: true,
             faults_until: u64::MAX,

@@ -9,6 +9,7 @@ use crate::planted::Planted;
 use crate::replica::Replica;
 use crate::replica::log::Loading;
 use crate::shard::apply::{self, Loaded};
+use crate::shard::division;
 
 impl NodeTurn<'_> {
     /// Moves a shard's commit, then applies what is committed. Returns the last seq that was
@@ -35,6 +36,12 @@ impl NodeTurn<'_> {
         let uses_stale = self.planted(Planted::UseStaleLoad);
         let Some(replica) = self.shards.get_mut(shard) else { return false };
         let Some(held) = replica.log.get(seq) else { return false };
+        if let Body::Split { at } = held.entry.body
+            && division::slots_of(replica.slots, at).is_some()
+        {
+            self.advance_division(shard, seq);
+            return false;
+        }
         let Some(work) = &held.work else { return false };
         let none = Loaded::default();
         let loaded = match &work.loading {
@@ -55,7 +62,8 @@ impl NodeTurn<'_> {
         let tables = &mut self.storage.tables;
         let answer = apply::apply(state, tables, entry, decoded, loaded, &limits);
         let batch = match &entry.body {
-            Body::Ops(batch) => Some((batch.slots, batch.session, batch.batch_seq)),
+            // After a split the answer is that of a child, for its part of the batch.
+            Body::Ops(batch) => Some((replica.slots, batch.session, batch.batch_seq)),
             _ => None,
         };
         replica.on_applied(seq, &self.settings.sizes);

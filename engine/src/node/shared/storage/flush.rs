@@ -93,8 +93,17 @@ impl NodeTurn<'_> {
         flushing.unflushed_since = None;
         let records = std::mem::take(&mut flushing.records);
         let (mut shards, mut marks) = (Vec::new(), Vec::new());
-        for replica in self.shards.iter().filter(|replica| replica.trust.exists()) {
+        for replica in self.shards.iter_mut() {
+            if let Some(child) = &mut replica.child
+                && child.flush.is_none()
+            {
+                child.flush = Some(flushing.last);
+                shards.push((child.copy, child.state.clone()));
+            }
             let asked = records.contains(&replica.shard);
+            if !replica.trust.exists() {
+                continue;
+            }
             if asked || replica.state.applied.seq > replica.flushed.seq {
                 shards.push((replica.copy, replica.state.clone()));
                 marks.push((replica.copy, replica.state.applied, replica.digest()));
@@ -142,6 +151,7 @@ impl NodeTurn<'_> {
         self.storage.tables.sealed = None;
         self.storage.ingests += 1;
         self.shards.to_advance.extend(self.storage.memory.held_up());
+        self.shards.to_advance.extend(self.storage.divisions.shards());
         for (copy, applied, point) in done.shards {
             let Some(replica) = self.shards.get_mut(point.shard) else { continue };
             if !replica.trust.exists() || replica.copy != copy {

@@ -6,10 +6,12 @@
 //!                     Load ──▶ Loaded (ops that ask for a value)
 //! ```
 //!
-//! [`apply`] moves commits into the table, [`loads`] reads what applying needs, [`flush`] writes
-//! the table to the state and trims the log, and [`memory`] counts and bounds all of it.
+//! [`apply`] moves commits into the table, [`division`] applies a split, [`loads`] reads what
+//! applying needs, [`flush`] writes the table to the state and trims the log, and [`memory`] counts
+//! and bounds all of it.
 
 mod apply;
+mod division;
 mod flush;
 mod loads;
 mod memory;
@@ -21,9 +23,11 @@ use crate::key::{self, CounterKey};
 use crate::node::event::Effect;
 use crate::node::settings::Settings;
 use crate::node::shared::NodeTurn;
+use crate::planted::Planted;
 use crate::replica::Replica;
 use crate::replica::group_commit::{GroupCommit, ReplicaTurn};
 use crate::shard::idempotency::TokenOutcome;
+use crate::shard_record::ShardRecord;
 use crate::store::table::{Cell, Tables};
 
 #[derive(Clone, Debug)]
@@ -35,6 +39,7 @@ pub(in crate::node) struct Storage {
     /// after it.
     ingests: u64,
     flushing: flush::Flushing,
+    divisions: division::Divisions,
     loads: BTreeMap<u64, loads::PendingLoad>,
     disk_full: bool,
     room_bytes: u64,
@@ -74,6 +79,7 @@ impl Storage {
             tables: Tables::default(),
             ingests: 0,
             flushing: flush::Flushing::default(),
+            divisions: division::Divisions::default(),
             loads: BTreeMap::new(),
             disk_full: false,
             room_bytes: u64::MAX,
@@ -136,6 +142,7 @@ impl Storage {
 impl NodeTurn<'_> {
     /// Handles the end of an fsync: what is durable may be committed and applied.
     pub(in crate::node) fn on_durable(&mut self, group: u64) {
+        self.shards.to_advance.extend(self.storage.divisions.shards());
         for (shard, seq) in self.storage.groups.on_durable(group, self.now) {
             if let Some(replica) = self.shards.get_mut(shard) {
                 replica.on_durable(seq);
@@ -144,6 +151,42 @@ impl NodeTurn<'_> {
                     self.count_log(shard);
                 }
             }
+        }
+        if !self.shards.recording.is_empty() {
+            self.on_recorded(group);
+        }
+    }
+
+    /// Notes for all primaries that the records up to this group are durable.
+    fn on_recorded(&mut self, group: u64) {
+        for shard in std::mem::take(&mut self.shards.recording) {
+            let Some(primary) = self.shards.primary_mut(shard) else { continue };
+            match primary.recording {
+                Some(last) if last > group => self.shards.recording.insert(shard),
+                Some(_) => {
+                    primary.on_recorded();
+                    self.shards.to_advance.insert(shard);
+                    self.shards.to_review.insert(shard);
+                }
+                None => {}
+            }
+        }
+    }
+
+    /// Notes in the log that the primary acts on the record that it has adopted. Those that left
+    /// the in-sync set by it count until it is durable.
+    pub(in crate::node) fn act_on(&mut self, record: &ShardRecord) {
+        let shard = record.shard();
+        if let Some((replica, mut turn)) = self.replica_in_turn(shard) {
+            replica.act_on(&mut turn, record);
+        }
+        let forgotten = self.planted(Planted::LeavingForgotten);
+        let group = self.storage.groups.covering();
+        let Some(primary) = self.shards.primary_mut(shard) else { return };
+        primary.recording = group;
+        match group {
+            Some(_) if !forgotten => self.shards.recording.insert(shard),
+            _ => primary.on_recorded(),
         }
     }
 
