@@ -2,7 +2,8 @@
 //!
 //! The command asks the shard's primary, which orders the split, and waits until etcd has the
 //! records of both halves. Asking again is harmless, so an answer that is lost is no more than a
-//! wait; the command can be run again after any end. See docs/design.md#splitting-a-shard.
+//! wait. A run that ends early prints the commands that go on: without --at the same command would
+//! split what is split already. See docs/design.md#splitting-a-shard.
 
 use std::time::Duration;
 
@@ -78,7 +79,15 @@ pub(crate) async fn run(args: Split) -> anyhow::Result<CommandExit> {
         let why = format!("no shard {shard}: `dkc status --all` lists the shards");
         return CommandExit::usage(why);
     };
-    let slots = record.record.slots;
+    let mut slots = record.record.slots;
+    if let Some(at) = args.at
+        && let Some(child) = metastore.get::<ShardRecord>(&ShardId(at)).await?
+        && at > slots.lo
+    {
+        slots.hi = child.record.slots.hi;
+        report_parts(&metastore, slots, args.json).await?;
+        return Ok(CommandExit::Done);
+    }
     let places = match args.at {
         Some(at) => vec![at],
         None => places(slots, args.into),
@@ -87,19 +96,36 @@ pub(crate) async fn run(args: Split) -> anyhow::Result<CommandExit> {
     let inside = |&at: &u16| slots.lo < at && at <= slots.hi;
     if places.is_empty() || !places.iter().all(inside) {
         let why = format!(
-            "shard {shard} has the {count} slots {} to {}: it can't be split like this",
+            "shard {shard} has the {count} slots {} to {}: a part begins at a later one of these",
             slots.lo, slots.hi
         );
         return CommandExit::usage(why);
     }
     // From the right: the part that is left of a place keeps the name of the shard.
-    for &at in places.iter().rev() {
+    let mut left: Vec<u16> = places;
+    while let Some(&at) = left.last() {
         let until = Instant::now() + Duration::from_secs(args.wait);
-        if let Err(why) = split_at(&metastore, meta.cluster, shard, at, until).await {
-            note!("error: shard {shard} is not split at {at} yet: {why:#}. Run the command again");
-            return Ok(CommandExit::Failed);
+        let (ordered, why) = match split_at(&metastore, meta.cluster, shard, at, until).await? {
+            SplitOutcome::Done => {
+                left.pop();
+                continue;
+            }
+            SplitOutcome::Ordered => (true, "etcd does not have it yet, and it will come".into()),
+            SplitOutcome::Refused(why) => (false, why),
+        };
+        note!("error: shard {shard} is not split at {at} yet: {why}. To go on, run");
+        for at in left.iter().rev() {
+            note!("  dkc shards split {shard} --at {at}");
         }
+        report_parts(&metastore, slots, args.json).await?;
+        return Ok(if ordered { CommandExit::Unknown } else { CommandExit::Failed });
     }
+    report_parts(&metastore, slots, args.json).await?;
+    Ok(CommandExit::Done)
+}
+
+/// Prints the shards that have these slots now.
+async fn report_parts(metastore: &Metastore, slots: Slots, json: bool) -> anyhow::Result<()> {
     let parts = metastore.list::<ShardRecord>().await?.all;
     let within = parts.iter().map(|kept| kept.record.slots);
     let within = within.filter(|part| slots.lo <= part.lo && part.hi <= slots.hi);
@@ -109,8 +135,8 @@ pub(crate) async fn run(args: Split) -> anyhow::Result<CommandExit> {
         last_slot: slots.hi,
     };
     let report = SplitReport { shards: within.map(part).collect() };
-    output::report(args.json, &report, SplitReport::sentence)?;
-    Ok(CommandExit::Done)
+    output::report(json, &report, SplitReport::sentence)?;
+    Ok(())
 }
 
 /// The first slots of all parts but the first.
@@ -123,6 +149,16 @@ fn places(slots: Slots, parts: u16) -> Vec<u16> {
     places
 }
 
+/// The outcome of a split at one slot, once the time is over.
+enum SplitOutcome {
+    /// Etcd has both halves.
+    Done,
+    /// The primary has ordered it.
+    Ordered,
+    /// The primary has refused it, for this reason, or did not answer.
+    Refused(String),
+}
+
 /// Asks until etcd has the shard that begins at this slot.
 async fn split_at(
     metastore: &Metastore,
@@ -130,15 +166,18 @@ async fn split_at(
     shard: ShardId,
     at: u16,
     until: Instant,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<SplitOutcome> {
     loop {
         let left = metastore.get::<ShardRecord>(&shard).await?.context("its record is gone")?;
         if metastore.get::<ShardRecord>(&ShardId(at)).await?.is_some() {
-            return Ok(());
+            return Ok(SplitOutcome::Done);
         }
         let asked = ask(metastore, cluster, &left.record, at).await;
         if Instant::now() >= until {
-            return asked.and_then(|()| bail!("etcd does not have it yet"));
+            return Ok(match asked {
+                Ok(()) => SplitOutcome::Ordered,
+                Err(why) => SplitOutcome::Refused(format!("{why:#}")),
+            });
         }
         sleep(ASK_EVERY).await;
     }

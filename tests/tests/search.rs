@@ -22,7 +22,7 @@ const LIMITS: SearchLimits = SearchLimits { time: Duration::from_secs(600), stat
 fn one_failover_is_searched_to_the_last_state() {
     let found = search(&mut Replication::new(SMALL, None), LIMITS);
     assert!(found.broken.is_none(), "{:#?}", found.broken);
-    assert_eq!((found.states, found.steps, found.frontier), (315_559, 1_379_455, 0));
+    assert_eq!((found.states, found.steps, found.frontier), (405_613, 1_755_049, 0));
     for what in [
         "a deposed primary still commits",
         "a divergent tail is cut",

@@ -138,8 +138,9 @@ fn until_even(cluster: &Cluster, nodes: usize) {
     });
 }
 
-/// Six nodes join and leave again under load, while nodes and the coordinator are
-/// killed: nothing is lost or counted twice, and every request is answered with 200.
+/// Six nodes join, two shards are split, and six nodes leave again under load, while nodes and the
+/// coordinator are killed: nothing is lost or counted twice, and every request is answered with
+/// 200.
 #[test]
 #[ignore = "long: ./test --full"]
 fn three_nodes_become_nine_and_three_again_under_kills() {
@@ -156,6 +157,15 @@ fn three_nodes_become_nine_and_three_again_under_kills() {
     kill_and_start(&cluster, &load, "node-5");
     kill_and_start(&cluster, &load, "coordinator-1");
     cluster.wait_until_full(3);
+    until_even(&cluster, 9);
+    for shard in ["0", "5461"] {
+        let etcd = cluster.process("etcd");
+        let mut command = std::process::Command::new(dkc_binary());
+        command.args(["shards", "split", shard, "--etcd", etcd.address("grpc")]);
+        let output = command.output().expect("dkc runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        load.wait_for_all(10, SOON);
+    }
     until_even(&cluster, 9);
 
     for (leaves, killed) in (4..=9).zip([1, 9, 3, 2, 9, 1]) {

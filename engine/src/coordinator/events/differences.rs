@@ -22,6 +22,9 @@ pub(super) fn shard_events(
     stores: &impl StoreFacts,
 ) -> Vec<EventFacts> {
     let mut events = Vec::new();
+    if after.slots.hi < before.slots.hi {
+        events.push(split(after));
+    }
     if after.epoch > before.epoch {
         if is_loss(before, after) {
             events.push(loss(after));
@@ -96,6 +99,11 @@ pub(super) fn registration(store: StoreId, last: Option<Boot>, boot: Boot) -> Ev
         _ => EventReason::Restarted,
     };
     EventFacts::of_node(EventKind::NodeCame, store, Some(reason))
+}
+
+/// The event of a split, for one of the halves.
+pub(super) fn split(record: &ShardRecord) -> EventFacts {
+    EventFacts::of_copy(EventKind::ShardSplit, record.shard(), record.primary.store, None)
 }
 
 /// The event of an accepted loss.

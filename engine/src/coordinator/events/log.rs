@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::coordinator::decision::{Cause, Decision, PromotionReason};
 use crate::coordinator::events::differences::{
-    StoreFacts, loss, registration, shard_events, store_events,
+    StoreFacts, loss, registration, shard_events, split, store_events,
 };
 use crate::coordinator::events::{EventFacts, EventHistory, EventKind, EventReason};
 use crate::coordinator::{AtRevision, RecordChange};
@@ -223,7 +223,11 @@ impl EventLog {
             Some(known) if known.modified >= kept.modified => return vec![],
             Some(known) => known.value.clone(),
             None => {
+                let is_child = self.is_child_of_split(id, kept.modified);
                 self.known.shards.insert(id, kept.clone());
+                if is_child {
+                    return vec![(kept.modified, split(&kept.value))];
+                }
                 let count = Some(1);
                 let placed = EventFacts { count, ..EventFacts::new(EventKind::ShardsPlaced) };
                 return vec![(kept.modified, placed)];
@@ -240,6 +244,17 @@ impl EventLog {
         self.promotions.retain(|(shard, epoch), _| *shard != id || *epoch > kept.value.epoch);
         self.known.shards.insert(id, kept.clone());
         events.into_iter().map(|what| (kept.modified, what)).collect()
+    }
+
+    /// Returns whether a shard whose first record was written at this revision is the right half of
+    /// a split: the one before it ends later, as far as is known, or has ended earlier since that
+    /// revision.
+    fn is_child_of_split(&self, id: ShardId, revision: u64) -> bool {
+        let before = self.known.shards.range(..id).next_back();
+        before.is_some_and(|(_, kept)| {
+            let was_split = kept.modified == revision && kept.created < revision;
+            kept.value.slots.hi >= id.0 || was_split
+        })
     }
 
     /// The transaction of an accepted loss deletes the operator's intent. For a set of one member,

@@ -111,6 +111,8 @@ words! {
         LeaderElected = "leader-elected",
         /// Shards were placed for the first time.
         ShardsPlaced = "shards-placed",
+        /// A shard was split. Each half has the event.
+        ShardSplit = "shard-split",
         /// A node's process registered.
         NodeCame = "node-came",
         /// The registration of a node's process is gone: it stopped, or its lease ended.

@@ -347,6 +347,31 @@ fn shards_placed_in_one_transaction_are_one_event() {
     assert_eq!(all, ["shards-placed 3"]);
 }
 
+/// The watch delivers the two records of a split in either order.
+#[test]
+fn each_half_of_a_split_has_an_event() {
+    let half = |lo, hi| ShardRecord {
+        slots: Slots { lo, hi },
+        primary: StoreBoot { store: StoreId(3), boot: Boot(1) },
+        epoch: Epoch(2),
+        ..ShardRecord::default()
+    };
+    let changed = |created, record: ShardRecord| {
+        let kept = AtRevision { created, ..at(31, record.clone()) };
+        RecordChange::Shard(record.shard(), Some(kept))
+    };
+    for order in [[0, 1], [1, 0]] {
+        let mut log = EventLog::new(TimeMs(1), 1 << 20);
+        let whole = AtRevision { created: 30, ..at(30, half(0, 99)) };
+        log.on_list(TimeMs(1), RecordList::Shards(vec![whole]));
+        let halves = [changed(30, half(0, 49)), changed(31, half(50, 99))];
+        order.iter().for_each(|&which| log.on_change(TimeMs(2), 31, &halves[which]));
+        let mut all: Vec<String> = log.history().after(0).map(|event| text(&event.what)).collect();
+        all.sort();
+        assert_eq!(all, ["shard-split 3", "shard-split 3"], "{order:?}");
+    }
+}
+
 /// After a watch has failed, a list shows what changed meanwhile.
 #[test]
 fn a_later_list_gives_the_events_that_the_watch_has_missed() {

@@ -35,7 +35,12 @@ pub(in crate::node) fn order_split(
     }
     may_split(turn, replica, epoch, at)?;
     if full {
-        return Err("the disk is full");
+        return Err("the disk of the primary is full");
+    }
+    // Between the entry and the records in etcd the range is only served in part.
+    let within_ms = turn.settings.timing.etcd_fresh_ms;
+    if !peers.health().has_etcd_answered(turn.now, within_ms) {
+        return Err("the primary has no answer of etcd: see why with `dkc doctor`");
     }
     turn.order(peers.health(), shard, Body::Split { at });
     Ok(())
@@ -68,19 +73,21 @@ fn may_split(
     };
     let record = &primary.record;
     if !primary.active || primary.frozen || primary.stepping_down.is_some() {
-        return Err("the shard takes no writes now");
+        return Err("the shard takes no writes now: `dkc status` shows why");
     }
     if replica.trust != Trust::Good || !record.tainted.is_empty() || primary.is_unsettled() {
-        return Err("a copy of the shard is not whole");
+        return Err("a copy of the shard is not whole, or its in-sync set is changing");
     }
     if !record.learners.is_empty() || record.isr != record.target {
-        return Err("a copy of the shard is moving or being filled");
+        return Err("a copy of the shard is away, moving or being filled: start the nodes that \
+                    are down, and wait until `dkc plan` shows no move of it");
     }
     // Records of requests of many are in both children for as long as they live.
     let settings = turn.settings.idempotency;
     let room = settings.bytes_max_of(left).min(settings.bytes_max_of(right)) / 2;
     if replica.state.tokens.bytes() > room {
-        return Err("the shard keeps too many idempotency records for one half of it");
+        return Err("the shard keeps too many idempotency records for the smaller part: split \
+                    it in two, or wait until they have expired (--idempotency-window)");
     }
     Ok(())
 }
