@@ -596,8 +596,8 @@ pub struct StoreKnowledge {
     pub etcd: Option<Box<EtcdMemory>>,
     /// The promise of [`EtcdMemory::promised`] is durable.
     pub durable: bool,
-    /// Damage was found since the process has started, and etcd was not read since: the store may
-    /// have forgotten what it promised.
+    /// The store waits for etcd with damage on its disk: it may have forgotten what it promised.
+    /// Always false of a node that runs, whose copies are judged one by one ([`CopyEnd`]).
     pub damaged: bool,
     /// The shards that it knows.
     pub shards: Vec<ShardKnowledge>,
@@ -610,7 +610,7 @@ pub struct ShardKnowledge {
     pub shard: ShardId,
     /// The epoch that the store has promised.
     pub promised: Epoch,
-    /// The newest record of etcd that it has seen.
+    /// The newest record of etcd that it has seen; of a store that waits, that it has acted on.
     pub record: Option<ShardRecord>,
     /// The durable end of its copy; `None`: it holds none.
     pub copy: Option<CopyEnd>,
@@ -621,7 +621,8 @@ pub struct ShardKnowledge {
 pub struct CopyEnd {
     /// Epoch and seq of the last entry.
     pub last: (Epoch, Seq),
-    /// The copy is not good, as in [`ShardEnd::unfit`].
+    /// The copy is not good, as in [`ShardEnd::unfit`]. Of a store that waits: it was found
+    /// damaged.
     pub unfit: bool,
     /// The copy is stopped: it may have lost what it once held. One that is being filled is not.
     pub damaged: bool,

@@ -50,9 +50,12 @@ impl Answering<'_> {
         connection.frames.answered(self.turn.now, message);
         self.turn.agenda.connections.add(conn);
         let mut record = None;
-        for shard in self.queues.answered_by(slots) {
+        // Without a shard that was just split the list is empty, and nothing is copied.
+        let others = self.queues.divided_beside(slots.shard());
+        let others: Vec<_> = others.map(|shard| (shard, answer.clone())).collect();
+        for (shard, answer) in std::iter::once((slots.shard(), answer)).chain(others) {
             let Some(send) = self.settled((conn, message), shard, slots, number) else { continue };
-            let found = self.settle(shard, send, slots, answer.clone());
+            let found = self.settle(shard, send, slots, answer);
             record = record.or(found);
         }
         record

@@ -5,7 +5,7 @@
 //! its primary; a connection with room in its window takes shards from its queue until the message
 //! is full.
 
-use super::in_flight::{BatchSend, InFlightBatch};
+use super::in_flight::BatchSend;
 use super::queue::ShardQueue;
 use super::routes::Routes;
 use super::session::BatchSessions;
@@ -59,8 +59,8 @@ impl Sending<'_> {
         let Some(queue) = self.queues.get(shard) else { return SendReadiness::Nothing };
         let Some(primary) = self.routes.to_primary(shard) else { return SendReadiness::Nothing };
         // The shard was split, and what waits is not sorted yet.
-        let is_split = self.routes.map.get(shard).is_some_and(|it| it.slots != queue.slots());
-        if is_split && queue.in_flight().is_none() {
+        let is_split = || self.routes.map.get(shard).is_some_and(|it| it.slots != queue.slots());
+        if queue.in_flight().is_none() && is_split() {
             return SendReadiness::Nothing;
         }
         let session = self.sessions.for_shard(queue.ended());
@@ -124,7 +124,7 @@ impl Sending<'_> {
                 break;
             }
             let Some(&shard) = connection.send_queue.front() else { break };
-            let is_alone = self.is_divided(shard);
+            let is_alone = self.queues.is_divided(shard);
             if is_alone && !batches.is_empty() {
                 break;
             }
@@ -139,10 +139,6 @@ impl Sending<'_> {
             }
         }
         (batches, ops, None)
-    }
-
-    fn is_divided(&self, shard: ShardId) -> bool {
-        self.queues.in_flight(shard).is_some_and(InFlightBatch::is_divided)
     }
 
     /// The batch that the shard sends now: the one in flight, or a new one.

@@ -160,15 +160,16 @@ impl ShardQueues {
         Some(parent)
     }
 
-    /// The shards whose batch in flight may be the one that was answered under these slots.
-    pub(super) fn answered_by(&mut self, slots: Slots) -> Vec<ShardId> {
+    /// The other shards whose batch in flight may be the one that was answered for this shard.
+    pub(super) fn divided_beside(&mut self, answered: ShardId) -> impl Iterator<Item = ShardId> {
         let Self { queues, divided, .. } = self;
-        divided.retain(|shard| {
-            let in_flight = queues.get(shard).and_then(|queue| queue.in_flight());
-            in_flight.is_some_and(InFlightBatch::is_divided)
-        });
-        let others = divided.iter().copied().filter(|&shard| shard != slots.shard());
-        std::iter::once(slots.shard()).chain(others).collect()
+        divided.retain(|shard| is_divided(queues, *shard));
+        divided.iter().copied().filter(move |&shard| shard != answered)
+    }
+
+    /// Returns whether the shard's batch in flight was sealed for a shard that was split since.
+    pub(super) fn is_divided(&self, shard: ShardId) -> bool {
+        self.divided.contains(&shard) && is_divided(&self.queues, shard)
     }
 
     /// Sends the batch in flight, or a new one in this session.
@@ -203,4 +204,8 @@ impl ShardQueues {
         }
         self.change(shard, |queue| queue.note_time(now, time));
     }
+}
+fn is_divided(queues: &BTreeMap<ShardId, Box<ShardQueue>>, shard: ShardId) -> bool {
+    let in_flight = queues.get(&shard).and_then(|queue| queue.in_flight());
+    in_flight.is_some_and(InFlightBatch::is_divided)
 }

@@ -925,7 +925,7 @@ fn a_send_to_the_parent_counts_for_both_children() {
 }
 
 /// A gateway has missed the record of one of three children: the queue of the parent is divided
-/// into three all the same. Seed 65 numbered the batches for the third one anew.
+/// into three all the same. In seed 65 the numbers of the third one began at 1 again.
 #[test]
 fn a_child_whose_record_was_missed_inherits_too() {
     let mut bench = Bench::new();

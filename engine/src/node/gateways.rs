@@ -47,8 +47,14 @@ impl Gateways {
         self.connections.contains_key(&conn)
     }
 
-    /// Orders or refuses the batches of a message. Each message is handled at most once, even if
-    /// the transport repeats it.
+    /// Takes the number of a message. Returns whether it is to be handled: each is at most once,
+    /// even if the transport repeats it.
+    fn is_next(&mut self, conn: Conn, message: u64) -> bool {
+        let last = self.connections.get_mut(&conn).filter(|last| message > **last);
+        last.map(|last| *last = message).is_some()
+    }
+
+    /// Orders or refuses the batches of a message.
     pub(super) fn on_frame(
         &mut self,
         turn: &mut NodeTurn<'_>,
@@ -57,10 +63,9 @@ impl Gateways {
         message: u64,
         batches: Vec<Batch>,
     ) {
-        let Some(last) = self.connections.get_mut(&conn).filter(|last| message > **last) else {
+        if !self.is_next(conn, message) {
             return;
-        };
-        *last = message;
+        }
         let overloaded = is_overloaded(turn);
         for batch in batches {
             let shard = batch.slots.shard();
@@ -78,10 +83,9 @@ impl Gateways {
         shard: ShardId,
         batch: Batch,
     ) {
-        let Some(last) = self.connections.get_mut(&conn).filter(|last| message > **last) else {
+        if !self.is_next(conn, message) {
             return;
-        };
-        *last = message;
+        }
         let overloaded = is_overloaded(turn);
         on_batch(turn, peers, (conn, message), (shard, batch), overloaded);
     }

@@ -108,7 +108,6 @@ impl NodeTurn<'_> {
             self.storage.divisions.under_way.insert(shard, again);
             return;
         }
-        let Some(replica) = self.shards.get(shard) else { return };
         let mut state = replica.state.clone();
         state.tokens.advance_time(&limits, state.applied.time, position.time);
         match division::divide(&state, position, counts, planted) {
@@ -150,8 +149,7 @@ impl NodeTurn<'_> {
         }
     }
 
-    /// Begins the copies of the right children that this flush has written. Returns them, each with
-    /// the slots that the parent had.
+    /// Begins the copies of the right children that this flush has written, and returns those.
     pub(in crate::node) fn begin_children(&mut self, flush: u64) -> Vec<ShardId> {
         let mut due = Vec::new();
         for replica in self.shards.iter_mut() {
