@@ -1,4 +1,4 @@
-//! A lost etcd: its records are rebuilt whole or followed by nobody; and snapshots.
+//! A lost etcd: its records are rebuilt whole, or no process follows it; and snapshots.
 
 use engine::ids::{Boot, Epoch, Seq, ShardId, StoreBoot, StoreId, TimeMs, Version};
 use engine::records::{
@@ -60,7 +60,7 @@ async fn written(store: &Metastore) -> RecoveredRecords {
     }
 }
 
-/// Some records are those of an old snapshot, some belong to nobody any more.
+/// Some records are those of an old snapshot, and some those of stores that are gone.
 #[tokio::test]
 async fn the_records_of_a_lost_etcd_replace_all_that_is_there() {
     let (_etcd, store) = start().await;

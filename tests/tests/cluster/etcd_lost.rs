@@ -1,5 +1,5 @@
 //! All of etcd is lost, or an old snapshot of it is restored, while the cluster counts, or etcd and
-//! a disk are lost: `dkc recover-etcd` writes it anew, and all counts are exact.
+//! a disk are lost: `dkc recover-etcd` rebuilds it, and all counts are exact.
 
 use std::fs;
 use std::path::Path;
@@ -18,25 +18,12 @@ const RECOVERED_WITHIN: Duration = Duration::from_secs(120);
 /// is no etcd, and answers from its log.
 #[test]
 fn all_of_etcd_is_lost_under_load() {
-    let cluster = Cluster::start(&["--gateways", "2"]);
-    cluster.wait_until_full(3);
-    let keys = cluster.key_per_shard("lost");
-    let load = Load::start(&cluster.gateways(), "lost", &keys);
-    load.wait_for_all(20, SOON);
-    let node = cluster.kill("node-2");
-    load.wait_for_all(20, SOON);
-    cluster.start_again(&node);
-    cluster.wait_until_full(3);
-
-    let lost = Instant::now();
-    let coordinator = cluster.kill("coordinator-1");
-    let etcd = cluster.kill("etcd");
-    fs::remove_dir_all(cluster.folder().join("etcd")).expect("a folder");
+    let (cluster, load) = loaded("lost");
+    begin_new_epochs(&cluster, &load);
+    let (lost, coordinator, etcd) = lose_etcd(&cluster);
     cluster.start_again(&etcd);
     load.wait_for_all(20, SOON);
-    let dead = cluster.kill("node-3");
-    cluster.start_again(&dead);
-
+    restart(&cluster, "node-3");
     recover(&cluster, lost);
     restart_all(&cluster, &coordinator);
     check(cluster, load, lost);
@@ -45,30 +32,17 @@ fn all_of_etcd_is_lost_under_load() {
 /// The snapshot knows nothing of the epochs that began after it. A node that starts on it waits.
 #[test]
 fn an_old_snapshot_of_etcd_is_restored() {
-    let cluster = Cluster::start(&["--gateways", "2"]);
-    cluster.wait_until_full(3);
-    let keys = cluster.key_per_shard("restored");
-    let load = Load::start(&cluster.gateways(), "restored", &keys);
-    load.wait_for_all(20, SOON);
+    let (cluster, load) = loaded("restored");
     let (folder, old) = (cluster.folder().join("etcd"), cluster.folder().join("etcd-old"));
     let etcd = cluster.kill("etcd");
     copy(&folder, &old);
     cluster.start_again(&etcd);
-    let node = cluster.kill("node-2");
-    load.wait_for_all(20, SOON);
-    cluster.start_again(&node);
-    cluster.wait_until_full(3);
-
-    let lost = Instant::now();
-    let coordinator = cluster.kill("coordinator-1");
-    let etcd = cluster.kill("etcd");
-    fs::remove_dir_all(&folder).expect("a folder");
+    begin_new_epochs(&cluster, &load);
+    let (lost, coordinator, etcd) = lose_etcd(&cluster);
     copy(&old, &folder);
     cluster.start_again(&etcd);
     load.wait_for_all(20, SOON);
-    let dead = cluster.kill("node-1");
-    cluster.start_again(&dead);
-
+    restart(&cluster, "node-1");
     recover(&cluster, lost);
     restart_all(&cluster, &coordinator);
     check(cluster, load, lost);
@@ -78,16 +52,8 @@ fn an_old_snapshot_of_etcd_is_restored() {
 /// every increment that it acknowledged.
 #[test]
 fn a_disk_is_lost_with_etcd() {
-    let cluster = Cluster::start(&["--gateways", "2"]);
-    cluster.wait_until_full(3);
-    let keys = cluster.key_per_shard("disk");
-    let load = Load::start(&cluster.gateways(), "disk", &keys);
-    load.wait_for_all(20, SOON);
-
-    let lost = Instant::now();
-    let coordinator = cluster.kill("coordinator-1");
-    let etcd = cluster.kill("etcd");
-    fs::remove_dir_all(cluster.folder().join("etcd")).expect("a folder");
+    let (cluster, load) = loaded("disk");
+    let (lost, coordinator, etcd) = lose_etcd(&cluster);
     let dead = cluster.kill("node-3");
     fs::remove_dir_all(dead.data()).expect("the folder of a node that is dead");
     cluster.start_again(&etcd);
@@ -102,6 +68,41 @@ fn a_disk_is_lost_with_etcd() {
     cluster.start_again(&dead);
     restart_all(&cluster, &coordinator);
     check(cluster, load, lost);
+}
+
+/// A cluster with all copies in sync, and load on every shard.
+#[track_caller]
+fn loaded(namespace: &str) -> (Cluster, Load) {
+    let cluster = Cluster::start(&["--gateways", "2"]);
+    cluster.wait_until_full(3);
+    let keys = cluster.key_per_shard(namespace);
+    let load = Load::start(&cluster.gateways(), namespace, &keys);
+    load.wait_for_all(20, SOON);
+    (cluster, load)
+}
+
+/// Kills a node and starts it again: its shards have new primaries in between.
+#[track_caller]
+fn begin_new_epochs(cluster: &Cluster, load: &Load) {
+    let node = cluster.kill("node-2");
+    load.wait_for_all(20, SOON);
+    cluster.start_again(&node);
+    cluster.wait_until_full(3);
+}
+
+/// Kills the coordinator and etcd, and deletes etcd's data. Returns the time and both processes.
+#[track_caller]
+fn lose_etcd(cluster: &Cluster) -> (Instant, ClusterProcess, ClusterProcess) {
+    let lost = Instant::now();
+    let (coordinator, etcd) = (cluster.kill("coordinator-1"), cluster.kill("etcd"));
+    fs::remove_dir_all(cluster.folder().join("etcd")).expect("a folder");
+    (lost, coordinator, etcd)
+}
+
+#[track_caller]
+fn restart(cluster: &Cluster, name: &str) {
+    let killed = cluster.kill(name);
+    cluster.start_again(&killed);
 }
 
 /// Runs the command until all nodes have answered: one that was just started does so after a
@@ -159,8 +160,7 @@ fn check(cluster: Cluster, load: Load, lost: Instant) {
     let probes = load.stop();
     probes.check(&cluster.gateway);
     // Membership changes work again.
-    let node = cluster.kill("node-2");
-    cluster.start_again(&node);
+    restart(&cluster, "node-2");
     cluster.wait_until_full(3);
     cluster.wait_until_copies_agree(3);
 }
